@@ -1,0 +1,217 @@
+"""The only composer: a ``RunConfig`` becomes data sets, a model and a job for ``fit``.
+
+Everything that can be wrong with a config, a folder or an annotation is found here, before training.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from dear_core import distributed
+from dear_core.config import DataConfig, RunConfig
+from dear_core.data.dataset import ClipDataset, EpochBatches
+from dear_core.data.frames import CachedSource, FrameSource, Progress, VideoSource
+from dear_core.data.manifest import Manifest, read_ssv2
+from dear_core.data.transforms import ClipTransform
+from dear_core.depth.store import DepthStore
+from dear_core.errors import InputError
+from dear_core.models import clip, flops
+from dear_core.models.dear import DEAR
+from dear_core.models.side4video import Side4Video
+from dear_core.models.videomamba import VideoMamba
+from dear_core.training.loop import Job
+
+
+@functools.lru_cache(maxsize=4)
+def manifest(data: DataConfig) -> Manifest:
+    """The data set's annotations, read once a process."""
+    return read_ssv2(Path(data.root), Path(data.videos) if data.videos else None)
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill in ``data.identity`` from the files, so that the run's key says what it was trained on.
+
+    Raises:
+        InputError: the data set or its depth store cannot be used, or is not the one the config names.
+    """
+    found = manifest(config.data)
+    store = None
+    if "depth" in config.model.modalities:
+        opened = _depth_store(config.data, found)
+        store = repr(opened.info)
+    identity = found.identity(store)
+    if config.data.identity not in (None, identity):
+        raise InputError(
+            f"data.identity: the config was made for data {config.data.identity}, but {config.data.root} "
+            f"holds {identity}; point data.root at the original data, or leave data.identity out"
+        )
+    return config.replace({"data.identity": identity})
+
+
+def dataset(config: RunConfig, found: Manifest, split: str, progress: Progress | None = None) -> ClipDataset:
+    """One split, each modality from its files or from the frame cache."""
+    data, train = config.data, split == "train"
+    clips = found.splits[split]
+    sources: dict[str, FrameSource] = {}
+    for modality in config.model.modalities:
+        paths = [one.path for one in clips]
+        if modality == "depth":
+            store = _depth_store(data, found)
+            paths = [store.path(one.id) for one in clips]
+        source = VideoSource(paths, data.short_side, channels=1 if modality == "depth" else 3)
+        sources[modality] = source
+        if data.cache_dir is not None:
+            sources[modality] = CachedSource(source, Path(data.cache_dir), f"{modality}-{split}", progress)
+    transform = ClipTransform(
+        crop_size=data.crop_size, train=train, scale=data.train_scale, colour_jitter=data.colour_jitter
+    )
+    return ClipDataset(
+        sources,
+        [one.label for one in clips],
+        transform,
+        num_frames=data.num_frames,
+        seed=config.train.seed,
+        flip_targets=found.flip_targets() if data.flip and train else None,
+    )
+
+
+def loader(config: RunConfig, clips: ClipDataset, *, train: bool) -> DataLoader:
+    """Batches of this worker's share of the clips."""
+    world, batch_size = distributed.world(), config.train.batch_size
+    if train and batch_size % world:
+        raise InputError(
+            f"train.batch_size {batch_size} cannot be shared by {world} workers; "
+            f"make it a multiple of {world}"
+        )
+    batches = EpochBatches(
+        len(clips),
+        batch_size if train else config.train.eval_batch_size,
+        shuffle=train,
+        seed=config.train.seed,
+        rank=distributed.rank(),
+        world=world,
+    )
+    return DataLoader(
+        clips,
+        batch_sampler=batches,
+        num_workers=config.data.workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=config.data.workers > 0 and not train,
+    )
+
+
+def tower(config: RunConfig) -> clip.FrozenTower | None:
+    """The frozen ViT, or None where no branch reads it."""
+    if not config.model.uses("side4video"):
+        return None
+    t, size = config.model.tower, config.data.crop_size
+    if t.name == "random":
+        return clip.random_tower(
+            width=t.width,
+            layers=t.layers,
+            heads=t.heads,
+            patch_size=t.patch_size,
+            image_size=size,
+            seed=t.seed,
+        )
+    try:
+        return clip.build_tower(t.name, pretrained=t.pretrained, image_size=size)
+    except ValueError as error:
+        raise InputError(f"model.tower: {error}") from None
+
+
+def model(config: RunConfig, num_classes: int) -> DEAR:
+    """The network of one run, its trainable weights drawn from ``train.seed``."""
+    frozen = tower(config)
+    fusion = config.model.fusion
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        try:
+            return DEAR(
+                tower=frozen,
+                branches={str(b): _branch(config, b.encoder, frozen) for b in config.model.branches},
+                num_classes=num_classes,
+                heads=fusion.heads,
+                layers=fusion.layers,
+                gate=fusion.gate,
+                tokens=fusion.tokens,
+                direction=fusion.direction,
+                dropout=fusion.dropout,
+            )
+        except ValueError as error:
+            raise InputError(f"model: {error}") from None
+
+
+def job(config: RunConfig, progress: Progress | None = None) -> Job:
+    """All that ``fit`` needs; ``config`` comes from :func:`resolve`."""
+    found = manifest(config.data)
+    network = model(config, len(found.classes))
+    return Job(
+        config=config,
+        model=network,
+        train=loader(config, dataset(config, found, "train", progress), train=True),
+        validation=loader(config, dataset(config, found, "validation", progress), train=False),
+        classes=found.classes,
+        tower_hash=clip.tower_hash(network.tower) if network.tower is not None else None,
+    )
+
+
+def clip_shapes(data: DataConfig, modalities: tuple[str, ...]) -> dict[str, tuple[int, int, int, int]]:
+    """(C,T,H,W) of one clip by modality."""
+    size = data.crop_size
+    return {m: (1 if m == "depth" else 3, data.num_frames, size, size) for m in modalities}
+
+
+def cost(config: RunConfig, network: DEAR) -> dict[str, float]:
+    """GFLOPs a clip (2 a multiply-add) and parameters, total and trainable."""
+    total, trainable = flops.parameters(network)
+    counted = flops.count(network, clip_shapes(config.data, config.model.modalities))
+    return {
+        "gflops": round(counted.total_flops / 1e9, 4),
+        "parameters": total,
+        "trainable_parameters": trainable,
+    }
+
+
+def _branch(config: RunConfig, encoder: str, frozen: clip.FrozenTower | None) -> nn.Module:
+    data, parts = config.data, config.model
+    if encoder == "side4video":
+        assert frozen is not None
+        return Side4Video(
+            tower_width=frozen.width,
+            tower_layers=frozen.layers,
+            patch_size=frozen.patch_size,
+            image_size=data.crop_size,
+            num_frames=data.num_frames,
+            dim=parts.side4video.dim,
+            drop_path=parts.side4video.drop_path,
+        )
+    return VideoMamba(
+        image_size=data.crop_size,
+        patch_size=parts.videomamba.patch_size,
+        num_frames=data.num_frames,
+        embed_dim=parts.videomamba.embed_dim,
+        depth=parts.videomamba.depth,
+        drop_path=parts.videomamba.drop_path,
+    )
+
+
+def _depth_store(data: DataConfig, found: Manifest) -> DepthStore:
+    root = Path(data.depth_root) if data.depth_root else Path(data.root) / "depth"
+    try:
+        store = DepthStore.open(root)
+    except ValueError as error:
+        raise InputError(f"data.depth_root: {error}") from None
+    have = store.ids()
+    missing = [clip.id for clips in found.splits.values() for clip in clips if clip.id not in have]
+    if missing:
+        raise InputError(
+            f"data.depth_root: {root.absolute()} has no depth for {len(missing)} clips, the first is "
+            f"{missing[0]}; estimate the missing ones first"
+        )
+    return store

@@ -1,0 +1,114 @@
+"""Ray Tune with Optuna: which run is next, and where.
+
+Ray's own chatter goes to a log file among the results; the terminal has Tune's table of trials.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune.search.optuna import OptunaSearch
+
+from dear_core.errors import InputError
+from ray_jobs import trial
+from ray_jobs.report import Failure
+from ray_jobs.search import Arm, Sweep, Values
+
+
+def connect(address: str | None, log_file: Path) -> None:
+    """Join the cluster at ``address``, or the one running here, or start a local one."""
+    handler = logging.FileHandler(log_file)
+    for name in ("ray", "ray.tune", "ray.train"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def train(sweep: Sweep, pending: Sequence[Arm], place: trial.Place) -> list[Failure]:
+    """Run every pending arm once; returns the failed ones. Ray is connected."""
+    results = tune.Tuner(
+        trial.trainable(place),
+        tune_config=tune.TuneConfig(
+            search_alg=optuna_search(sweep, pending),
+            num_samples=len(pending),
+            max_concurrent_trials=_most_at_once(place),
+            reuse_actors=place.workers == 1,
+            trial_name_creator=lambda t: f"{sweep.name}_{t.trial_id}",
+            trial_dirname_creator=lambda t: t.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            storage_path=str(Path(place.results) / "ray"),
+            failure_config=tune.FailureConfig(max_failures=0),
+            verbose=1,
+        ),
+    ).fit()
+    return [_failure(result.error, result.config, pending) for result in results if result.error is not None]
+
+
+def optuna_search(sweep: Sweep, pending: Sequence[Arm]) -> OptunaSearch:
+    """Optuna's search, told to try exactly the ``pending`` arms, in their order.
+
+    Every arm is enqueued once and as many trials are asked for as there are arms, so no sampler draws
+    (Optuna's ``GridSampler`` runs cells twice when points are enqueued, and never ends).
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return OptunaSearch(
+        space=_with_values(sweep.space),
+        metric=sweep.metric,
+        mode=sweep.mode,
+        points_to_evaluate=[arm.point for arm in pending],
+        study_name=sweep.name,
+    )
+
+
+def gpus_per_worker(asked: float | None) -> float:
+    """What was asked for, else one GPU if the cluster has any."""
+    if asked is not None:
+        return asked
+    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+def _with_values(space: Callable[[Any], Values]) -> Callable[[Any], Values]:
+    """Trials receive the dotted keys under one name, apart from what was suggested."""
+
+    def suggest(optuna_trial: Any) -> Values:
+        return {"values": space(optuna_trial)}
+
+    return suggest
+
+
+def _most_at_once(place: trial.Place) -> int:
+    """As many trials as the cluster holds worker groups now; at least one."""
+    have = ray.cluster_resources()
+    fits = have.get("CPU", 1) // (place.workers * place.cpus)
+    if place.gpus:
+        fits = min(fits, have.get("GPU", 0) // (place.workers * place.gpus))
+    if fits < 1:
+        raise InputError(
+            f"--workers-per-trial {place.workers} × --cpus-per-worker {place.cpus}, "
+            f"--gpus-per-worker {place.gpus:g}: the cluster has {have.get('CPU', 0):g} CPUs and "
+            f"{have.get('GPU', 0):g} GPUs; ask for less"
+        )
+    return int(fits)
+
+
+def _failure(error: Exception, config: dict[str, Any] | None, pending: Sequence[Arm]) -> Failure:
+    cause: BaseException = error
+    while isinstance(cause, RayTaskError) and cause.cause is not None:
+        cause = cause.cause
+    values = (config or {}).get("values")
+    name = next((arm.name for arm in pending if arm.values == values), "?")
+    if isinstance(cause, InputError):
+        return Failure(name, str(cause), bad_input=True)
+    return Failure(name, f"{type(cause).__name__}: {cause}", bad_input=False)
