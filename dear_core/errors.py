@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 class InputError(ValueError):
@@ -20,9 +21,12 @@ class InputError(ValueError):
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Wrap an entry point: an ``InputError`` becomes one line on stderr and exit code 2."""
+    """Wrap an entry point: an ``InputError`` or Ctrl-C becomes one line on stderr and an exit code."""
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None

@@ -37,7 +37,7 @@ def demo() -> RunConfig:
             cache_dir=f"{DEMO_ROOT}/frames",
             short_side=72,
             crop_size=64,
-            train_scale=(0.6, 1.0),
+            train_scale=(0.8, 1.0),
             colour_jitter=0.2,
         ),
         model=ModelConfig(
@@ -47,12 +47,12 @@ def demo() -> RunConfig:
             fusion=FusionConfig(heads=2),
         ),
         train=TrainConfig(
-            epochs=10,
+            epochs=6,
             batch_size=16,
-            lr=1e-3,
+            lr=3e-3,
             weight_decay=0.05,
             warmup_epochs=0.5,
-            label_smoothing=0.1,
+            label_smoothing=0.0,
         ),
     )
 

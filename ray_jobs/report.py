@@ -74,11 +74,12 @@ def best_arm(results: Mapping[str, Result | None]) -> str | None:
     return max(finished, key=finished.__getitem__) if finished else None
 
 
-def figure(results: Mapping[str, Result | None], classes: Sequence[str]) -> Figure:
+def figure(results: Mapping[str, Result | None]) -> Figure:
     """Top-1 of every class for every arm: which branch helps which action."""
     from matplotlib.figure import Figure
 
     finished = {name: result for name, result in results.items() if result is not None}
+    classes = list(next(iter(finished.values()))["per_class"]) if finished else []
     shown = sorted(classes, key=lambda c: _spread([r["per_class"][c] or 0.0 for r in finished.values()]))[
         -20:
     ]

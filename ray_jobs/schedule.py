@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def connect(address: str | None, log_file: Path) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # figures go to MLflow
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
 
 
@@ -64,7 +66,7 @@ def optuna_search(sweep: Sweep, pending: Sequence[Arm]) -> OptunaSearch:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return OptunaSearch(
-        space=_with_values(sweep.space),
+        space=_Space(sweep.space),
         metric=sweep.metric,
         mode=sweep.mode,
         points_to_evaluate=[arm.point for arm in pending],
@@ -79,13 +81,14 @@ def gpus_per_worker(asked: float | None) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
-def _with_values(space: Callable[[Any], Values]) -> Callable[[Any], Values]:
-    """Trials receive the dotted keys under one name, apart from what was suggested."""
+@dataclass(frozen=True)
+class _Space:
+    """Trials receive the dotted keys under one name, apart from what was suggested. Tune pickles it."""
 
-    def suggest(optuna_trial: Any) -> Values:
-        return {"values": space(optuna_trial)}
+    space: Callable[[Any], Values]
 
-    return suggest
+    def __call__(self, optuna_trial: Any) -> Values:
+        return {"values": self.space(optuna_trial)}
 
 
 def _most_at_once(place: trial.Place) -> int:

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import itertools
 import pkgutil
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ def _from_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Tune pickles the space by its module's name
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:

@@ -11,27 +11,25 @@ has finished. Data and results lie under DEAR_HOME (default: the working folder)
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
-from dear_core import build, presets, tracking
+from dear_core import tracking
 from dear_core.config import RunConfig, parse_assignments
-from dear_core.data import synthetic
 from dear_core.errors import EXIT_BAD_INPUT, InputError, readable_errors
-from dear_core.runs import RunFolder, make_folder
+from dear_core.runs import make_folder
 from ray_jobs import report, search
+
+if TYPE_CHECKING:
+    from ray_jobs.plan import Plan
 
 EXIT_FAILED_TRIALS = 1
 
@@ -63,29 +61,6 @@ class Options:
     """Show every RunConfig key with its value in this sweep's base and what it means, and stop."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A sweep that has been checked: every arm with the validated run it means."""
-
-    sweep: search.Sweep
-    base: RunConfig
-    runs: dict[str, tuple[search.Arm, RunConfig]]
-    results: Path
-    uri: str
-
-    @property
-    def key(self) -> str:
-        text = json.dumps([self.sweep.name, sorted(run.key for _, run in self.runs.values())])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def results_by_arm(self) -> dict[str, dict | None]:
-        return {name: RunFolder(self.results, run.key).result() for name, (_, run) in self.runs.items()}
-
-    def pending(self) -> list[search.Arm]:
-        done = self.results_by_arm()
-        return [arm for name, (arm, _) in self.runs.items() if done[name] is None]
-
-
 def main(options: Options) -> int:
     console = Console()
     if options.list:
@@ -95,18 +70,20 @@ def main(options: Options) -> int:
     if options.keys:
         return _show_keys(console, base)
     _check_places(options)
-    results = (options.results or home() / "results").absolute()
+    from ray_jobs import plan as planning  # torch takes seconds to import; a misspelt key should not wait
+
+    results = (options.results or planning.home() / "results").absolute()
     make_folder(results)
-    _make_demo_data(base)
-    plan = _plan(sweep, base, results)
+    planning.make_demo_data(base)
+    plan = planning.make(sweep, base, results)
     if options.fresh:
-        _set_aside(plan, options.experiment)
+        planning.set_aside(plan, options.experiment)
     console.print(f"[bold]{sweep.name}[/]: {sweep.question}", soft_wrap=True)
     pending = plan.pending()
     console.print(f"{len(plan.runs)} arms, {len(plan.runs) - len(pending)} of them finished before.")
     failures: list[report.Failure] = []
     if pending:
-        _fill_caches(console, plan)
+        planning.fill_caches(console, plan)
         started = time.monotonic()
         failures = _run(options, plan, pending)
         console.print(f"The sweep took {time.monotonic() - started:.0f} s.")
@@ -118,11 +95,6 @@ def main(options: Options) -> int:
     if any(failure.bad_input for failure in failures):
         return EXIT_BAD_INPUT
     return EXIT_FAILED_TRIALS if None in by_arm.values() else 0
-
-
-def home() -> Path:
-    """Where data and results lie if nothing else is said: DEAR_HOME, else the working folder."""
-    return Path(os.environ.get("DEAR_HOME") or ".").absolute()
 
 
 def _check_places(options: Options) -> None:
@@ -139,57 +111,9 @@ def _check_places(options: Options) -> None:
         )
 
 
-def _make_demo_data(base: RunConfig) -> None:
-    """The demo preset's data set is made where it is asked for and not there yet."""
-    if base.data.root == presets.DEMO_ROOT:
-        synthetic.ensure(home() / presets.DEMO_ROOT)
-
-
-def _plan(sweep: search.Sweep, base: RunConfig, results: Path) -> Plan:
-    """Check every arm before anything runs: keys, files, sizes, and that its network can be built."""
-    places = {"data.root": base.data.root, "data.videos": base.data.videos}
-    places |= {"data.depth_root": base.data.depth_root, "data.cache_dir": base.data.cache_dir}
-    base = base.replace({key: str(home() / path) for key, path in places.items() if path is not None})
-    runs = {}
-    for arm in search.arms(sweep.space):
-        try:
-            config = build.resolve(base.replace(arm.values))
-            build.model(config, len(build.manifest(config.data).classes))
-        except InputError as error:
-            raise InputError(
-                f"{error} (arm {arm.name})" if arm.name not in str(error) else str(error)
-            ) from None
-        runs[arm.name] = (arm, config)
-    return Plan(sweep, base, runs, results, tracking.default_uri(results))
-
-
-def _set_aside(plan: Plan, experiment: str) -> None:
-    for _, run in plan.runs.values():
-        RunFolder(plan.results, run.key).set_aside()
-        tracking.set_aside(plan.uri, experiment, run.key)
-
-
-def _fill_caches(console: Console, plan: Plan) -> None:
-    """Decode once, here on all cores, what the trials will read; does nothing if it was done."""
-    if plan.base.data.cache_dir is None:
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, int] = {}
-
-        def show(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        for _, config in plan.runs.values():
-            for split in ("train", "validation"):
-                build.dataset(config, build.manifest(config.data), split, show)
-
-
 def _run(options: Options, plan: Plan, pending: list[search.Arm]) -> list[report.Failure]:
     """Train the pending arms and log the sweep; returns those that failed."""
-    from ray_jobs import schedule, trial  # Ray takes seconds to import; bad input should not wait for it
+    from ray_jobs import schedule, trial  # and so does Ray
 
     schedule.connect(options.ray_address, plan.results / "ray.log")
     parent = tracking.SweepTracker(plan.uri, options.experiment, plan.results)
@@ -206,10 +130,11 @@ def _run(options: Options, plan: Plan, pending: list[search.Arm]) -> list[report
     )
     failures = schedule.train(plan.sweep, pending, place)
     by_arm = plan.results_by_arm()
-    figures = {f"top1/{name}": done["top1"] for name, done in by_arm.items() if done is not None}
+    best = report.best_arm(by_arm)
+    figures = {"best/top1": by_arm[best]["top1"]} if best else {}
     files = {"table.md": report.markdown(by_arm), "results.json": report.as_json(by_arm)}
-    classes = build.manifest(plan.base.data).classes
-    parent.finish(figures, files, {"per_class.png": report.figure(by_arm, classes)}, failed=bool(failures))
+    plots = {"per_class.png": report.figure(by_arm)}
+    parent.finish(figures, files, plots, failed=bool(failures))
     return failures
 
 
@@ -232,4 +157,4 @@ def _show_keys(console: Console, base: RunConfig) -> int:
 
 if __name__ == "__main__":
     with readable_errors():
-        sys.exit(main(tyro.cli(Options, description=__doc__)))
+        sys.exit(main(tyro.cli(Options, description=__doc__, config=(FlagCreatePairsOff,))))

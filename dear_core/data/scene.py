@@ -227,7 +227,11 @@ def render_scene(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Colour uint8 (T, 240, W, 3) and estimated inverse depth float32 (T, 120, W / 2 or so)."""
     paint, sensor, blur = (np.random.default_rng(s) for s in scene.streams[2:5])
     surfaces = [surface_texture(paint, plain=False), surface_texture(paint, plain=True)]
-    objects = [object_texture(paint, body.pattern) for body in reversed(scene.bodies)]
+    actors = len(scene.placeholders)
+    objects = [
+        object_texture(paint, body.pattern, vivid=n < actors)
+        for n, body in reversed(list(enumerate(scene.bodies)))
+    ]
     textures_NSSC = np.stack([*surfaces, *reversed(objects)])
     planes_PK, frame_33 = _planes(scene), _room_frame(scene.room)
     noise_AB = (scene.noise * sensor.standard_normal((HEIGHT + 64, scene.width + 64))).astype("f4")

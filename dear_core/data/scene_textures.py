@@ -56,10 +56,18 @@ def _mask(rng: np.random.Generator, pattern: str) -> np.ndarray:
     return np.clip(0.5 + 3.0 * (_cloud(rng, int(rng.integers(3, 7))) - 0.5), 0.0, 1.0)
 
 
-def object_texture(rng: np.random.Generator, pattern: str) -> np.ndarray:
-    """A vivid two-colour texture for an object, float32 (SIDE, SIDE, 3) in 0..255."""
-    first = draw_colour(rng, (0.55, 0.95), (0.55, 1.0))
-    second = draw_colour(rng, (0.0, 0.7), (0.75, 1.0) if rng.random() < 0.6 else (0.1, 0.35))
+def object_texture(rng: np.random.Generator, pattern: str, vivid: bool) -> np.ndarray:
+    """A two-colour texture for an object, float32 (SIDE, SIDE, 3) in 0..255.
+
+    The objects of an action are vivid, as what is held to the camera is; clutter is dull. This is the
+    same in every class.
+    """
+    if vivid:
+        first = draw_colour(rng, (0.6, 0.95), (0.8, 1.0))
+        second = draw_colour(rng, (0.0, 0.6), (0.85, 1.0))
+    else:
+        first = draw_colour(rng, (0.05, 0.4), (0.2, 0.45))
+        second = draw_colour(rng, (0.05, 0.4), (0.25, 0.55))
     mask = _mask(rng, pattern)[..., None]
     texture = first * (1.0 - mask) + second * mask
     return (texture * (0.92 + 0.16 * _value_noise(rng, 16))[..., None]).astype(np.float32)
@@ -67,7 +75,7 @@ def object_texture(rng: np.random.Generator, pattern: str) -> np.ndarray:
 
 def surface_texture(rng: np.random.Generator, plain: bool) -> np.ndarray:
     """A muted texture for the table or the wall, float32 (SIDE, SIDE, 3) in 0..255."""
-    colour = draw_colour(rng, (0.08, 0.45), (0.35, 0.8))
+    colour = draw_colour(rng, (0.08, 0.35), (0.2, 0.45))
     kind = "cloud" if plain else str(rng.choice(("grain", "tiles", "stripes", "cloud")))
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     noise = _cloud(rng, 5)

@@ -7,17 +7,15 @@ Convention: a multiply-add is 2 operations (papers that say "GFLOPs" for GMACs s
 Counted: matrix products, convolutions and attention, by torch's FlopCounterMode, and the selective
 scan by formula. Not counted: norms, activations, softmax, additions, shifts.
 
-The scan's formula is 9*B*L*D*N + 2*B*L*D a direction: per state a product for delta*A, one for
-delta*B, one with u, the exponential, multiply-add of the state and of the output (as in the
-count used by VMamba and Vim), and D*u added to the result. Side4Video's temporal convolution
-runs as shifted products, which FlopCounterMode does not see: 2*3*T*N*D a block is added too.
+The scan's formula is 9*B*L*D*N + 2*B*L*D a direction: 9 operations a state is the convention of the
+counters published with VMamba and Vim (`flops_selective_scan_fn`), 2 more add D*u to the result.
 
 What it does not do: it measures no time and no memory.
 
 Legend: B clips, C colours, T frames, H W pixels, L tokens, D channels, N states.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -26,7 +24,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from dear_core.models.side4video import SideBlock
 from dear_core.models.videomamba import MambaMixer
 
 
@@ -109,18 +106,13 @@ def _measured(
     def leave(_module: nn.Module, _inputs: tuple, _output: object) -> None:
         parts[name] += counter.get_total_flops()
 
-    def add(formula: Callable[[nn.Module, Tensor], int]) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            extra[name] = extra.get(name, 0) + formula(module, inputs[0])
-
-        return hook
+    def add_scans(mixer: MambaMixer, inputs: tuple[Tensor, ...]) -> None:
+        extra[name] = extra.get(name, 0) + _scan_flops(mixer, inputs[0])
 
     handles = [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]
     for module in part.modules():
         if isinstance(module, MambaMixer):
-            handles.append(module.register_forward_pre_hook(add(_mixer_flops)))
-        elif isinstance(module, SideBlock):
-            handles.append(module.register_forward_pre_hook(add(_side_block_flops)))
+            handles.append(module.register_forward_pre_hook(add_scans))
     try:
         yield
     finally:
@@ -128,12 +120,7 @@ def _measured(
             handle.remove()
 
 
-def _mixer_flops(mixer: MambaMixer, x_BLD: Tensor) -> int:
+def _scan_flops(mixer: MambaMixer, x_BLD: Tensor) -> int:
     """Both directions' scans."""
     inner, states = mixer.A_log.shape
     return 2 * x_BLD.shape[0] * x_BLD.shape[1] * inner * (9 * states + 2)
-
-
-def _side_block_flops(_block: SideBlock, x_BTND: Tensor) -> int:
-    """The temporal depth-wise convolution of kernel 3."""
-    return 2 * 3 * x_BTND.numel()
