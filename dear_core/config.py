@@ -113,7 +113,9 @@ class Side4VideoConfig(_Part):
     """Side network beside the tower (Side4Video, arXiv 2311.15769)."""
 
     dim: int = Field(320, ge=64, description="Side width; its SSV2 recipe for ViT-B/16 has 320.")
-    drop_path: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="Stochastic depth at the last block; it grows linearly from 0."
+    )
 
 
 class VideoMambaConfig(_Part):
@@ -122,7 +124,9 @@ class VideoMambaConfig(_Part):
     embed_dim: int = Field(384, ge=16, description="Ti 192, S 384, M 576.")
     depth: int = Field(24, ge=1, description="Ti 24, S 24, M 32.")
     patch_size: int = Field(16, ge=2, description="Pixels.")
-    drop_path: float = Field(0.1, ge=0, lt=1)
+    drop_path: float = Field(
+        0.1, ge=0, lt=1, description="Stochastic depth at the last block; it grows linearly from 0."
+    )
 
 
 class FusionConfig(_Part):
@@ -135,11 +139,13 @@ class FusionConfig(_Part):
         "frame", description="What attends: one token a frame, or every patch of every frame."
     )
     layers: int = Field(1, ge=1, description="Cross-attention layers each way; the paper has one.")
-    heads: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1, description="Attention heads; must divide the width of both branches.")
     direction: Literal["both", "a_to_b", "b_to_a"] = Field(
-        "both", description="Who queries whom: both ways (the paper), or one way only."
+        "both",
+        description="Where information flows: both ways (the paper), or only from the first branch (a) to "
+        "the other (b), or back.",
     )
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="Of the attention and before each stream's head.")
 
 
 class ModelConfig(_Part):
@@ -181,15 +187,19 @@ class ModelConfig(_Part):
 class TrainConfig(_Part):
     """Optimiser, schedule and seed; defaults are Side4Video's SSV2 recipe for ViT-B/16."""
 
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=1, description="Passes over the training split.")
     batch_size: int = Field(64, ge=1, description="Clips a step over all workers together.")
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.15, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(1e-3, gt=0, description="Highest learning rate of AdamW, after the warm-up.")
+    weight_decay: float = Field(
+        0.15, ge=0, description="Of weights; norms, biases, gates, states and position tables have none."
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates of both moments.")
     warmup_epochs: float = Field(4, ge=0, description="Linear warm-up; cosine to zero after it.")
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Of the cross-entropy in training.")
     clip_grad_norm: float | None = Field(1.0, gt=0, description="None: no clipping.")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 runs the forward pass under autocast; weights stay fp32."
+    )
     seed: int = Field(0, description="Of the weights, the order of the clips and the augmentation.")
     eval_every: int = _no_result(1, "Epochs between validations; the last epoch is always validated.")
     eval_batch_size: int = _no_result(32, "Clips a step of validation on one worker.")

@@ -87,8 +87,8 @@ def evaluate_checkpoint(path: Path, data_root: str | None = None) -> dict[str, A
 
 
 def show(console: Console, scores: dict[str, Any], *, per_class: bool) -> None:
-    title = f"{scores['row']}, epoch {scores['epoch']}, {scores['clips']} validation clips"
-    view = Table("", "Now", "In training", title=title, title_justify="left", title_style="bold")
+    console.print(f"[bold]{scores['row']}[/], epoch {scores['epoch']}, {scores['clips']} validation clips")
+    view = Table("", "Now", "In training")
     recorded = scores["recorded"]
     for name, label in (("top1", "Top-1 %"), ("top5", "Top-5 %"), ("loss", "Loss")):
         factor = 1 if name == "loss" else 100

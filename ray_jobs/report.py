@@ -49,7 +49,7 @@ def cells(result: Result) -> list[str]:
 def table(title: str, results: Mapping[str, Result | None]) -> Table:
     """One line an arm, in the sweep's order; an arm without a result says so."""
     view = Table(title=title, title_justify="left", title_style="bold")
-    view.add_column("Branches")
+    view.add_column("Branches", no_wrap=True, min_width=max(map(len, results)))
     for column in COLUMNS:
         view.add_column(column, justify="right")
     best = best_arm(results)

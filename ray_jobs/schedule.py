@@ -31,6 +31,7 @@ def connect(address: str | None, log_file: Path) -> None:
     for name in ("ray", "ray.tune", "ray.train"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the reporter that can be told which columns to show
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # figures go to MLflow
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -45,7 +46,7 @@ def train(sweep: Sweep, pending: Sequence[Arm], place: trial.Place) -> list[Fail
             num_samples=len(pending),
             max_concurrent_trials=_most_at_once(place),
             reuse_actors=place.workers == 1,
-            trial_name_creator=lambda t: f"{sweep.name}_{t.trial_id}",
+            trial_name_creator=lambda t: _name(t.config, pending),
             trial_dirname_creator=lambda t: t.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -53,6 +54,7 @@ def train(sweep: Sweep, pending: Sequence[Arm], place: trial.Place) -> list[Fail
             storage_path=str(Path(place.results) / "ray"),
             failure_config=tune.FailureConfig(max_failures=0),
             verbose=1,
+            progress_reporter=_reporter(sweep),
         ),
     ).fit()
     return [_failure(result.error, result.config, pending) for result in results if result.error is not None]
@@ -106,12 +108,26 @@ def _most_at_once(place: trial.Place) -> int:
     return int(fits)
 
 
+def _name(config: dict[str, Any], pending: Sequence[Arm]) -> str:
+    """The arm's name of a trial, from the values that it was given."""
+    return next((arm.name for arm in pending if arm.values == config.get("values")), "?")
+
+
+def _reporter(sweep: Sweep) -> tune.CLIReporter:
+    shown = {"epoch": "epoch", "train/loss": "train loss", "validation/top1": "top-1", "seconds": "seconds"}
+    return tune.CLIReporter(
+        metric_columns=shown | {sweep.metric: shown.get(sweep.metric, sweep.metric)},
+        parameter_columns=["none of the values, the trial's name says it"],
+        print_intermediate_tables=True,
+        max_report_frequency=10,
+    )
+
+
 def _failure(error: Exception, config: dict[str, Any] | None, pending: Sequence[Arm]) -> Failure:
     cause: BaseException = error
     while isinstance(cause, RayTaskError) and cause.cause is not None:
         cause = cause.cause
-    values = (config or {}).get("values")
-    name = next((arm.name for arm in pending if arm.values == values), "?")
+    name = _name(config or {}, pending)
     if isinstance(cause, InputError):
         return Failure(name, str(cause), bad_input=True)
     return Failure(name, f"{type(cause).__name__}: {cause}", bad_input=False)

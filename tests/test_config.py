@@ -21,7 +21,7 @@ from dear_core.errors import InputError
         ("model.branches=[rgb:side4video,rgb:side4video]", "rgb:side4video is named twice"),
         ("data.crop_size=72", "data.crop_size 72 is no multiple of model.videomamba.patch_size 16"),
         ("data.short_side=32", "data.short_side 32 is smaller than data.crop_size 64; make it at least 64"),
-        ("train.warmup_epochs=10", "warmup_epochs 10 leaves none of 10 epochs"),
+        ("train.warmup_epochs=10", "warmup_epochs 10 leaves none of 6 epochs"),
     ],
 )
 def test_a_wrong_assignment_is_one_sentence_that_names_the_key(assignment, sentence):

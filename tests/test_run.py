@@ -1,0 +1,110 @@
+"""One run from config to result: found by its key, continued, and never trained twice."""
+
+import json
+
+import pytest
+import torch
+
+from dear_core import build
+from dear_core.errors import InputError
+from dear_core.eval import evaluate_checkpoint
+from dear_core.run import run
+from dear_core.runs import RunFolder
+from dear_core.training import checkpoint, loop
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_after(epoch):
+    def on_epoch(row):
+        if row["epoch"] == epoch:
+            raise StopError
+
+    return on_epoch
+
+
+@pytest.fixture
+def config(tiny_config):
+    return build.resolve(tiny_config.replace({"model.branches": ["rgb:side4video", "depth:videomamba"]}))
+
+
+def test_a_finished_run_does_nothing(config, tmp_path, monkeypatch):
+    rows = []
+    first = run(config, tmp_path, on_epoch=rows.append)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    monkeypatch.setattr(build, "job", lambda *_: pytest.fail("built a job for a finished run"))
+    assert run(config, tmp_path) == first
+
+
+def test_an_interrupted_run_ends_as_the_undisturbed_one(config, tmp_path):
+    config = config.replace({"train.epochs": 3})
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(StopError):
+        run(config, tmp_path / "parts", on_epoch=stop_after(1))
+    assert RunFolder(tmp_path / "parts", config.key).result() is None
+    seen = []
+    parts = run(config, tmp_path / "parts", on_epoch=seen.append)
+    assert [row["epoch"] for row in seen] == [2, 3]
+    for name in ("loss", "top1", "top5", "per_class"):
+        assert parts[name] == whole[name], name
+    one, two = (checkpoint.read(RunFolder(tmp_path / n, config.key).last) for n in ("whole", "parts"))
+    for name, value in one.model.items():
+        assert torch.equal(value, two.model[name]), name
+    history = RunFolder(tmp_path / "parts", config.key).history()
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+
+
+def test_eval_gives_the_figures_of_training_to_the_digit(config, tmp_path):
+    result = run(config, tmp_path)
+    scores = evaluate_checkpoint(RunFolder(tmp_path, config.key).last)
+    for name in ("loss", "top1", "top5", "per_class"):
+        assert scores[name] == result[name], name
+    assert scores["recorded"] == {name: result[name] for name in ("loss", "top1", "top5")}
+
+
+def test_a_checkpoint_has_no_frozen_weights_and_no_state_for_them(config, tmp_path):
+    run(config, tmp_path)
+    saved = checkpoint.read(RunFolder(tmp_path, config.key).last)
+    network = build.model(config, 10)
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    assert not [name for name in saved.model if name.startswith("tower.")]
+    assert len(saved.optimizer["state"]) == len(trainable)
+    assert saved.tower is not None and saved.config == config
+    frozen = sum(p.numel() * 4 for p in network.tower.parameters())
+    assert frozen > 0 and not any(p.requires_grad for p in network.tower.parameters())
+
+
+def test_the_result_says_what_the_table_needs(config, tmp_path):
+    result = run(config, tmp_path)
+    assert result["row"] == "RGB+Depth(VideoMamba)" and result["clips"] == 10
+    assert result["parameters"] > result["trainable_parameters"] > 100_000
+    assert 0.2 < result["gflops"] < 0.4 and result["seconds"] > 0
+    assert len(result["per_class"]) == 10
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(config, tmp_path, monkeypatch):
+    real, calls = loop.F.cross_entropy, []
+
+    def poisoned(*args, **kwargs):
+        calls.append(1)
+        return real(*args, **kwargs) * (float("nan") if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(loop.F, "cross_entropy", poisoned)
+    with pytest.raises(loop.NotFiniteError, match=r"not finite at step 1 \(epoch 1\)"):
+        run(config, tmp_path)
+    assert not RunFolder(tmp_path, config.key).last.exists()
+
+
+def test_another_data_set_than_the_configs_is_refused(config, tmp_path):
+    with pytest.raises(InputError, match=r"data\.identity: the config was made for data 0123"):
+        build.resolve(config.replace({"data.identity": "0123"}))
+
+
+def test_missing_depth_is_refused_only_where_it_is_read(config, tmp_path):
+    with pytest.raises(InputError, match=r"data\.depth_root: "):
+        build.resolve(config.replace({"data.identity": None, "data.depth_root": str(tmp_path)}))
+    rgb = config.replace({"data.identity": None, "model.branches": ["rgb:side4video"]})
+    assert build.resolve(rgb.replace({"data.depth_root": str(tmp_path)})).key == build.resolve(rgb).key
