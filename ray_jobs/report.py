@@ -79,7 +79,9 @@ def figure(results: Mapping[str, Result | None]) -> Figure:
     from matplotlib.figure import Figure
 
     finished = {name: result for name, result in results.items() if result is not None}
-    classes = list(next(iter(finished.values()))["per_class"]) if finished else []
+    if not finished:
+        return Figure()
+    classes = next(iter(finished.values()))["per_class"]
     shown = sorted(classes, key=lambda c: _spread([r["per_class"][c] or 0.0 for r in finished.values()]))[
         -20:
     ]

@@ -24,17 +24,38 @@ from ray_jobs import trial
 from ray_jobs.report import Failure
 from ray_jobs.search import Arm, Sweep, Values
 
+WORKER_ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # A busy host may need longer than the default 60 s to start a worker group.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+}
+DRIVER_ENVIRONMENT = WORKER_ENVIRONMENT | {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the reporter that can be told which columns to show
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # figures go to MLflow
+}
+
 
 def connect(address: str | None, log_file: Path) -> None:
-    """Join the cluster at ``address``, or the one running here, or start a local one."""
+    """Join the cluster at ``address``, or the one started here, or start a local one."""
     handler = logging.FileHandler(log_file)
     for name in ("ray", "ray.tune", "ray.train"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the reporter that can be told which columns to show
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # figures go to MLflow
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    os.environ.update(DRIVER_ENVIRONMENT)
+    for patience in (True, True, False):
+        try:
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            )
+        except Exception as error:  # Ray raises no narrower class when a busy host is slow to start it
+            if not patience or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+        else:
+            return
 
 
 def train(sweep: Sweep, pending: Sequence[Arm], place: trial.Place) -> list[Failure]:

@@ -76,7 +76,7 @@ def train_in_group(params: dict[str, Any], place: Place) -> None:
             storage_path=str(Path(place.results) / "ray" / "groups"),
             callbacks=[reports],
             # Finite: an error in the code must not be tried again for ever.
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=2),
         ),
     )
     trainer.fit()

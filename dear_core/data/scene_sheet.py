@@ -2,6 +2,8 @@
 
 Why: a README and a person want to see at a glance what the clips and their depth look like. Works
 for any folder in the form that `synthetic` writes; Pillow is needed for the lettering only.
+
+    python -m dear_core.data.scene_sheet --root data/demo --ids 100011 100007 --path clips.png
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+import tyro
 
-from dear_core.errors import InputError
+from dear_core.errors import InputError, readable_errors
 
 STEPS = 5
 TILE = (160, 120)  # width, height
@@ -61,3 +64,8 @@ def contact_sheet(root: str | Path, ids: Sequence[str], path: str | Path) -> Non
             for k, frame in enumerate(_frames(root / folder / f"{clip_id}.webm")):
                 sheet.paste(Image.fromarray(frame), (GAP + k * (width + GAP), place))
     sheet.save(path)
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        tyro.cli(contact_sheet)

@@ -20,7 +20,7 @@ def result(top1, checkpoint="/x/last.pt"):
 RESULTS = {"RGB": result(0.5), "RGB+Depth(VideoMamba)": None, "RGB+Depth": result(0.75)}
 
 
-def printed(width=60):
+def printed(width=80):
     console = Console(width=width, record=True, file=io.StringIO())
     report.closing(console, "branches", RESULTS, "sqlite:////x/mlflow.db")
     return console.export_text()
@@ -40,7 +40,7 @@ def test_names_are_whole_in_a_narrow_terminal():
 
 def test_no_result_at_all():
     assert report.best_arm({"RGB": None}) is None
-    assert report.figure({"RGB": None}).axes
+    assert not report.figure({"RGB": None}).axes
 
 
 def test_markdown_has_every_row():

@@ -1,0 +1,112 @@
+"""Bad input ends before any trial starts: one sentence that says what, where and what would be right.
+
+Each case runs the real command as a user does, and looks at its exit code and all that it printed.
+"""
+
+import json
+import shutil
+
+import pytest
+
+from dear_core.data.manifest import read_ssv2
+
+
+@pytest.fixture
+def broken(tiny_root, tmp_path):
+    """A copy of the tiny data set that a test may spoil."""
+    root = tmp_path / "broken"
+    shutil.copytree(tiny_root, root, ignore=shutil.ignore_patterns("frames"))
+    return root
+
+
+@pytest.fixture
+def refuse(run_command, tiny_root, tmp_path):
+    """Run the sweep, expect a refusal, and return its sentence."""
+
+    def run(*settings, arguments=(), root=tiny_root):
+        settings = (f"data.root={root}", "data.cache_dir=null", "train.epochs=1", *settings)
+        done = run_command("ray_jobs/sweep.py", "--set", *settings, *arguments)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+        assert not list(tmp_path.glob("results/runs/*/last.pt"))
+        return lines[0]
+
+    return run
+
+
+def test_a_misspelt_key(refuse):
+    assert refuse("train.epoch=3") == "error: train.epoch: no such key; did you mean train.epochs?"
+
+
+def test_a_value_of_the_wrong_type(refuse):
+    assert "train.lr: input should be a valid number" in refuse("train.lr=fast")
+
+
+def test_a_missing_data_folder(refuse, tmp_path):
+    sentence = refuse(root=tmp_path / "nowhere")
+    assert f"data.root: {tmp_path}/nowhere is no folder; it should hold labels.json" in sentence
+
+
+def test_an_annotation_that_names_a_missing_video(refuse, broken):
+    entries = json.loads((broken / "validation.json").read_text())
+    (broken / "videos" / f"{entries[0]['id']}.webm").unlink()
+    sentence = refuse(root=broken)
+    assert f"validation.json: names {entries[0]['id']}.webm, not found in {broken}/videos" in sentence
+
+
+def test_an_unwritable_output_folder(refuse, tmp_path):
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    sentence = refuse(arguments=("--results", tmp_path / "taken" / "results"))
+    assert "taken/results: results cannot be written there" in sentence and "--results" in sentence
+
+
+def test_a_branch_list_without_a_stream(refuse, tmp_path):
+    sweep = tmp_path / "nothing.py"
+    sweep.write_text(
+        '"""No branch."""\nfrom dear_core.presets import demo as base\n'
+        'METRIC, MODE = "validation/top1", "max"\n'
+        "def space(trial):\n    return {'model.branches': []}\n"
+    )
+    sentence = refuse(arguments=("--sweep", sweep))
+    assert "model.branches: no branch, so no stream gives scores; name at least rgb:side4video" in sentence
+
+
+def test_sizes_that_do_not_fit_name_the_arm(refuse):
+    sentence = refuse("model.fusion.heads=3")
+    assert "model: " in sentence and "heads" in sentence and "(arm RGB+Depth(VideoMamba))" in sentence
+
+
+def test_an_unknown_sweep_and_an_unknown_data_form(refuse):
+    assert "no such sweep; known are branches" in refuse(arguments=("--sweep", "brunches"))
+    assert "data.format: input should be 'ssv2' (got 'kinetics')" in refuse("data.format=kinetics")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [True, False], ids=["found when decoded", "found by a trial"])
+def test_a_truncated_video_is_named_when_it_is_read(run_command, broken, tmp_path, cached):
+    video = read_ssv2(broken).splits["train"][4].path
+    video.write_bytes(video.read_bytes()[:9000])
+    cache = f"data.cache_dir={tmp_path / 'frames' if cached else 'null'}"
+    done = run_command(
+        "ray_jobs/sweep.py", "--set", f"data.root={broken}", cache, "train.epochs=1", "train.batch_size=4"
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    everything = done.stdout + done.stderr
+    assert "Traceback" not in everything
+    lines = {line for line in everything.splitlines() if line.startswith("error: ")}
+    assert len(lines) == 1, everything
+    assert any(f"{video}: {word}" in min(lines) for word in ("truncated", "not readable", "damaged"))
+
+
+def test_a_checkpoint_that_is_none(run_command, tmp_path):
+    done = run_command("-m", "dear_core.eval", "--checkpoint", tmp_path / "gone.pt")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"error: {tmp_path}/gone.pt: no such checkpoint; RESULTS/runs/KEY/last.pt is one\n"
+
+
+def test_a_misspelt_option(run_command):
+    done = run_command("ray_jobs/sweep.py", "--workers-per-trail", "2")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "--workers-per-trial" in done.stderr
