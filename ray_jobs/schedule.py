@@ -67,7 +67,7 @@ def train(sweep: Sweep, pending: Sequence[Arm], place: trial.Place) -> list[Fail
             num_samples=len(pending),
             max_concurrent_trials=_most_at_once(place),
             reuse_actors=place.workers == 1,
-            trial_name_creator=lambda t: _name(t.config, pending),
+            trial_name_creator=lambda t: f"{sweep.name}_{t.trial_id}",
             trial_dirname_creator=lambda t: t.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -75,7 +75,7 @@ def train(sweep: Sweep, pending: Sequence[Arm], place: trial.Place) -> list[Fail
             storage_path=str(Path(place.results) / "ray"),
             failure_config=tune.FailureConfig(max_failures=0),
             verbose=1,
-            progress_reporter=_reporter(sweep),
+            progress_reporter=_reporter(sweep, pending),
         ),
     ).fit()
     return [_failure(result.error, result.config, pending) for result in results if result.error is not None]
@@ -134,12 +134,15 @@ def _name(config: dict[str, Any], pending: Sequence[Arm]) -> str:
     return next((arm.name for arm in pending if arm.values == config.get("values")), "?")
 
 
-def _reporter(sweep: Sweep) -> tune.CLIReporter:
+def _reporter(sweep: Sweep, pending: Sequence[Arm]) -> tune.CLIReporter:
+    """Tune's table of trials: what each was given, and how far it is."""
+    suggested = dict.fromkeys(name for arm in pending for name in arm.point)
     shown = {"epoch": "epoch", "train/loss": "train loss", "validation/top1": "top-1", "seconds": "seconds"}
     return tune.CLIReporter(
         metric_columns=shown | {sweep.metric: shown.get(sweep.metric, sweep.metric)},
-        parameter_columns=["none of the values, the trial's name says it"],
+        parameter_columns=list(suggested),
         print_intermediate_tables=True,
+        max_column_length=40,
         max_report_frequency=10,
     )
 

@@ -50,9 +50,11 @@ def trainable(place: Place) -> Callable[[dict[str, Any]], None]:
     if place.workers == 1:
         function = tune.with_parameters(train_here, place=place)
         return tune.with_resources(function, {"cpu": place.cpus, "gpu": place.gpus})
-    # The trial only waits: Ray Train's workers hold the resources in a placement group of their own.
-    # A whole CPU for the trial as well would let waiting trials take every CPU from their own workers.
-    return tune.with_resources(tune.with_parameters(train_in_group, place=place), {"cpu": 0.01})
+    # The trial only waits, while Ray Train's workers hold the resources in a placement group of their own. If
+    # it took any CPU, waiting trials could leave too few for their own workers, and hang. Ray puts this one
+    # resource on the head node alone, which is also the safest place for the trial.
+    waiting = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+    return tune.with_resources(tune.with_parameters(train_in_group, place=place), waiting)
 
 
 def train_here(params: dict[str, Any], place: Place) -> None:

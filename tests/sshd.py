@@ -104,6 +104,11 @@ class Host:
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
+        number = self.folder / "pid"
+        first = Path("/proc") / number.read_text().strip() if number.exists() else None
+        deadline = time.monotonic() + 10
+        while first is not None and first.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)  # the kernel ends the first process after all the others
 
     def _make_account(self, port: int) -> None:
         ssh = self.home / ".ssh"
