@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dear_core.config import RunConfig
+from dear_core.errors import InputError
 from dear_core.runs import RunFolder, write_text
 
 if TYPE_CHECKING:
@@ -70,10 +71,19 @@ class SweepTracker:
     """The parent run of a sweep: one a sweep name and base, found again when the sweep is started again."""
 
     def __init__(self, uri: str, experiment: str, results: Path) -> None:
+        """Raises ``InputError`` if nothing at ``uri`` keeps runs."""
+        from mlflow.exceptions import MlflowException
+
         self.uri, self.experiment, self.results = uri, experiment, results
-        self.client = _client(uri)
-        self.experiment_id = self._experiment_id()
         self.run_id = ""
+        try:
+            self.client = _client(uri)
+            self.experiment_id = self._experiment_id()
+        except MlflowException:
+            raise InputError(
+                f"MLFLOW_TRACKING_URI {uri}: no MLflow server or database answers there; start it, or "
+                "unset the variable to log to a SQLite file among the results"
+            ) from None
 
     def start(self, name: str, key: str, params: Mapping[str, Any]) -> str:
         """Find or make the parent run; returns its ID."""
@@ -88,13 +98,18 @@ class SweepTracker:
         self, figures: Mapping[str, float], files: Mapping[str, str], plots: Mapping[str, Any], failed: bool
     ) -> None:
         """Log the sweep's figures, text files and matplotlib plots by name, and close the parent run."""
-        for name, value in figures.items():
-            self.client.log_metric(self.run_id, name, value)
-        for name, text in files.items():
-            self.client.log_text(self.run_id, text, name)
-        for name, plot in plots.items():
-            self.client.log_figure(self.run_id, plot, name)
-        self.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+        from mlflow.exceptions import MlflowException
+
+        try:
+            for name, value in figures.items():
+                self.client.log_metric(self.run_id, name, value)
+            for name, text in files.items():
+                self.client.log_text(self.run_id, text, name)
+            for name, plot in plots.items():
+                self.client.log_figure(self.run_id, plot, name)
+            self.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+        except MlflowException as error:
+            log.warning("MLflow could not finish the sweep (%s); its results are in %s", error, self.results)
 
     def _experiment_id(self) -> str:
         found = self.client.get_experiment_by_name(self.experiment)

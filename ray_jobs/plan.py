@@ -82,6 +82,7 @@ def set_aside(plan: Plan, experiment: str) -> None:
     for _, run in plan.runs.values():
         RunFolder(plan.results, run.key).set_aside()
         tracking.set_aside(plan.uri, experiment, run.key)
+    tracking.set_aside(plan.uri, experiment, plan.key)
 
 
 def fill_caches(console: Console, plan: Plan) -> None:

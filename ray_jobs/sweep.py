@@ -115,8 +115,8 @@ def _run(options: Options, plan: Plan, pending: list[search.Arm]) -> list[report
     """Train the pending arms and log the sweep; returns those that failed."""
     from ray_jobs import schedule, trial  # and so does Ray
 
-    schedule.connect(options.ray_address, plan.results / "ray.log")
     parent = tracking.SweepTracker(plan.uri, options.experiment, plan.results)
+    schedule.connect(options.ray_address, plan.results / "ray.log")
     place = trial.Place(
         base=plan.base.model_dump(mode="json"),
         results=str(plan.results),

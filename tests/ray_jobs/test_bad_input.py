@@ -83,6 +83,18 @@ def test_an_unknown_sweep_and_an_unknown_data_form(refuse):
     assert "data.format: input should be 'ssv2' (got 'kinetics')" in refuse("data.format=kinetics")
 
 
+def test_a_tracking_server_that_is_not_there(run_command, tiny_root):
+    done = run_command(
+        "ray_jobs/sweep.py",
+        *("--set", f"data.root={tiny_root}", "data.cache_dir=null"),
+        MLFLOW_TRACKING_URI="http://127.0.0.1:9",
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "MLFLOW_TRACKING_URI http://127.0.0.1:9: no MLflow server" in line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False], ids=["found when decoded", "found by a trial"])
 def test_a_truncated_video_is_named_when_it_is_read(run_command, broken, tmp_path, cached):
