@@ -118,7 +118,8 @@ class SweepTracker:
         # A bare database has no server that keeps artifacts, so they go beside the results.
         database = not self.uri.startswith(("http://", "https://"))
         place = (self.results.absolute() / "mlflow-artifacts").as_uri() if database else None
-        return self.client.create_experiment(self.experiment, artifact_location=place)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens it as training runs
+        return self.client.create_experiment(self.experiment, artifact_location=place, tags=kind)
 
 
 class MlflowTracker:
