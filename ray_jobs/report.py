@@ -32,7 +32,7 @@ class Failure:
     """The user's input was at fault, and ``message`` says how."""
 
 
-COLUMNS = ("Top-1", "Top-5", "Trainable parameters", "GFLOPs a clip", "Seconds")
+COLUMNS = ("Top-1", "Top-5", "Trainable\nparameters", "GFLOPs\na clip", "Seconds")
 
 
 def cells(result: Result) -> list[str]:
@@ -62,7 +62,8 @@ def table(title: str, results: Mapping[str, Result | None]) -> Table:
 
 
 def markdown(results: Mapping[str, Result | None]) -> str:
-    lines = ["| Branches | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
+    heads = [column.replace("\n", " ") for column in COLUMNS]
+    lines = ["| Branches | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(COLUMNS)]
     for name, result in results.items():
         lines.append(f"| {name} | " + " | ".join(cells(result) if result else ["failed"]) + " |")
     return "\n".join(lines) + "\n"

@@ -29,6 +29,7 @@ def printed(width=80):
 def test_the_best_arm_and_the_lines_that_lead_on():
     text = printed()
     assert report.best_arm(RESULTS) == "RGB+Depth"
+    assert "…" not in text and "parameters" in text  # it fits 80 columns
     assert "75.0" in text and "1,234,567" in text and "failed" in text
     assert "-m dear_core.eval --checkpoint /x/last.pt\n" in text
     assert "-m mlflow ui --backend-store-uri sqlite:////x/mlflow.db --host 127.0.0.1 --port 5000\n" in text
