@@ -48,6 +48,8 @@ class Arm:
     @property
     def name(self) -> str:
         """The suggested values, readable: ``RGB+Depth``, or ``gate=tanh, layers=2`` for several."""
+        if not self.point:
+            return "the only arm"
         if len(self.point) == 1:
             return str(next(iter(self.point.values())))
         return ", ".join(f"{name}={value}" for name, value in self.point.items())

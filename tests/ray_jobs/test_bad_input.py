@@ -10,6 +10,13 @@ import pytest
 
 from dear_core.data.manifest import read_ssv2
 
+SWEEP = '''"""One arm."""
+from dear_core.presets import demo as base
+METRIC, MODE = "validation/top1", "max"
+def space(trial):
+    return {{"model.branches": {branches}}}
+'''
+
 
 @pytest.fixture
 def broken(tiny_root, tmp_path):
@@ -49,6 +56,7 @@ def test_a_missing_data_folder(refuse, tmp_path):
     assert f"data.root: {tmp_path}/nowhere is no folder; it should hold labels.json" in sentence
 
 
+@pytest.mark.slow
 def test_an_annotation_that_names_a_missing_video(refuse, broken):
     entries = json.loads((broken / "validation.json").read_text())
     (broken / "videos" / f"{entries[0]['id']}.webm").unlink()
@@ -64,11 +72,7 @@ def test_an_unwritable_output_folder(refuse, tmp_path):
 
 def test_a_branch_list_without_a_stream(refuse, tmp_path):
     sweep = tmp_path / "nothing.py"
-    sweep.write_text(
-        '"""No branch."""\nfrom dear_core.presets import demo as base\n'
-        'METRIC, MODE = "validation/top1", "max"\n'
-        "def space(trial):\n    return {'model.branches': []}\n"
-    )
+    sweep.write_text(SWEEP.format(branches=[]))
     sentence = refuse(arguments=("--sweep", sweep))
     assert "model.branches: no branch, so no stream gives scores; name at least rgb:side4video" in sentence
 
@@ -83,6 +87,7 @@ def test_an_unknown_sweep_and_an_unknown_data_form(refuse):
     assert "data.format: input should be 'ssv2' (got 'kinetics')" in refuse("data.format=kinetics")
 
 
+@pytest.mark.slow
 def test_a_tracking_server_that_is_not_there(run_command, tiny_root):
     done = run_command(
         "ray_jobs/sweep.py",
@@ -101,9 +106,10 @@ def test_a_truncated_video_is_named_when_it_is_read(run_command, broken, tmp_pat
     video = read_ssv2(broken).splits["train"][4].path
     video.write_bytes(video.read_bytes()[:9000])
     cache = f"data.cache_dir={tmp_path / 'frames' if cached else 'null'}"
-    done = run_command(
-        "ray_jobs/sweep.py", "--set", f"data.root={broken}", cache, "train.epochs=1", "train.batch_size=4"
-    )
+    sweep = tmp_path / "one_arm.py"
+    sweep.write_text(SWEEP.format(branches=["rgb:side4video"]))
+    settings = (f"data.root={broken}", cache, "train.epochs=1", "train.batch_size=4")
+    done = run_command("ray_jobs/sweep.py", "--sweep", sweep, "--set", *settings)
     assert done.returncode == 2, done.stdout + done.stderr
     everything = done.stdout + done.stderr
     assert "Traceback" not in everything
@@ -112,6 +118,7 @@ def test_a_truncated_video_is_named_when_it_is_read(run_command, broken, tmp_pat
     assert any(f"{video}: {word}" in min(lines) for word in ("truncated", "not readable", "damaged"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_none(run_command, tmp_path):
     done = run_command("-m", "dear_core.eval", "--checkpoint", tmp_path / "gone.pt")
     assert done.returncode == 2 and done.stdout == ""
