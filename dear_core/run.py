@@ -51,7 +51,7 @@ def run(
         tracker.start(config)
         try:
             scores = fit(job, folder, lambda row: (tracker.rows(), on_epoch(row)))
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the run, Ctrl-C too, is recorded and goes on its way
             tracker.fail(f"{type(error).__name__}: {error}")
             raise
         result = _result(config, folder, scores, build.cost(config, job.model), job.classes)
