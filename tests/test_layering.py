@@ -1,6 +1,7 @@
 """The arrows: who may import whom. A folder's law is kept by reading every import, at any depth of a file."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,12 @@ def test_every_module_says_what_it_is():
         str(p) for p in FILES if p.name != "__init__.py" and not ast.get_docstring(ast.parse(p.read_text()))
     ]
     assert not silent
+
+
+def test_no_data_is_committed():
+    """What git tracks stays small: no frame cache, checkpoint or video slips in (parity files have 6 MB)."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [ROOT / name for name in done.stdout.split("\0") if name]
+    sizes = {str(path.relative_to(ROOT)): path.stat().st_size for path in files if path.is_file()}
+    assert sizes and {name: size for name, size in sizes.items() if size > 8e6} == {}
+    assert not [name for name in sizes if name.endswith((".bin", ".pt", ".webm", ".db"))]
