@@ -20,7 +20,7 @@ from dear_core.data.manifest import Manifest, read_ssv2
 from dear_core.data.transforms import ClipTransform
 from dear_core.depth.store import DepthStore
 from dear_core.errors import InputError
-from dear_core.models import clip, flops
+from dear_core.models import clip, clip_towers, flops
 from dear_core.models.dear import DEAR
 from dear_core.models.side4video import Side4Video
 from dear_core.models.videomamba import VideoMamba
@@ -111,7 +111,7 @@ def tower(config: RunConfig) -> clip.FrozenTower | None:
         return None
     t, size = config.model.tower, config.data.crop_size
     if t.name == "random":
-        return clip.random_tower(
+        return clip_towers.random_tower(
             width=t.width,
             layers=t.layers,
             heads=t.heads,
@@ -120,7 +120,7 @@ def tower(config: RunConfig) -> clip.FrozenTower | None:
             seed=t.seed,
         )
     try:
-        return clip.build_tower(t.name, pretrained=t.pretrained, image_size=size)
+        return clip_towers.build_tower(t.name, pretrained=t.pretrained, image_size=size)
     except ValueError as error:
         raise InputError(f"model.tower: {error}") from None
 

@@ -40,7 +40,7 @@ HOMES = {
     "mlflow": "dear_core/tracking.py",
     "decord": "dear_core/data/decode.py",
     "mamba_ssm": "dear_core/models/selective_scan",
-    "open_clip": "dear_core/models/clip.py",
+    "open_clip": "dear_core/models/clip",
 }
 
 

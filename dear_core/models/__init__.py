@@ -5,7 +5,8 @@ What it does not do: importing it builds nothing and picks no device.
 """
 
 from dear_core.models.batch_norm import ChannelLastBatchNorm
-from dear_core.models.clip import FrozenTower, build_tower, random_tower, tower_hash
+from dear_core.models.clip import FrozenTower, tower_hash
+from dear_core.models.clip_towers import build_tower, random_tower
 from dear_core.models.dear import DEAR
 from dear_core.models.flops import Flops, count, parameters
 from dear_core.models.fusion import GatedCrossAttention, PairFusion
