@@ -10,10 +10,24 @@ Legend: B clips, D channels, L time steps, N states a channel, K chunks, S steps
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Direction(NamedTuple):
+    """What one scan reads; any strides. `reverse` lets time run from the last step to the first."""
+
+    u_BDL: Tensor
+    delta_BDL: Tensor
+    A_DN: Tensor
+    B_BNL: Tensor
+    C_BNL: Tensor
+    D_D: Tensor
+    bias_D: Tensor
+    reverse: bool
 
 
 def selective_scan_reference(
@@ -43,13 +57,21 @@ def selective_scan_reference(
     return y_BDL if z_BDL is None else y_BDL * F.silu(z_BDL)
 
 
-def scan_chunked(u_BDL: Tensor, delta_BDL: Tensor, A_DN: Tensor, B_BNL: Tensor, C_BNL: Tensor) -> Tensor:
-    """Sum over n of C * h, with h[l] = exp(delta*A) * h[l-1] + delta*u*B; delta ready -> y_BDL."""
+def scan_chunked(direction: Direction, *, softplus: bool) -> Tensor:
+    """One scan in the dtype of u, by operations that torch differentiates -> y_BDL."""
+    u_BDL, delta_BDL, A_DN, B_BNL, C_BNL, D_D, bias_D, reverse = direction
+    delta_BDL = delta_BDL + bias_D[:, None]
+    if softplus:
+        delta_BDL = F.softplus(delta_BDL)
     delta_LBD1 = delta_BDL.permute(2, 0, 1).unsqueeze(-1)
     drive_LBD1 = (delta_BDL * u_BDL).permute(2, 0, 1).unsqueeze(-1)
     B_LB1N, C_LB1N = (x.permute(2, 0, 1).unsqueeze(2) for x in (B_BNL, C_BNL))
-    h_LBDN = linear_scan(torch.exp(delta_LBD1 * A_DN), drive_LBD1 * B_LB1N)
-    return (h_LBDN * C_LB1N).sum(-1).permute(1, 2, 0)
+    decay_LBDN, drive_LBDN = torch.exp(delta_LBD1 * A_DN), drive_LBD1 * B_LB1N
+    if reverse:
+        h_LBDN = linear_scan(decay_LBDN.flip(0), drive_LBDN.flip(0)).flip(0)
+    else:
+        h_LBDN = linear_scan(decay_LBDN, drive_LBDN)
+    return (h_LBDN * C_LB1N).sum(-1).permute(1, 2, 0) + u_BDL * D_D[:, None]
 
 
 def linear_scan(a: Tensor, x: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ classifier, so its checkpoints load.
 What it does not do: it has no classifier, keeps no state between clips, and fuses nothing (the
 scan is `selective_scan`, which picks its kernel).
 
+Layout: tokens stay [B, L, E] throughout. Every product is one matrix product, and the backward direction
+scans from the end instead of on flipped copies.
+
 Legend: B clips, C colours, T time slots (frames / tubelet), H W pixels, N patches a slot,
 L = 1 + T*N tokens (class token first), D model width, E = expand * D, R rank of delta, S states.
 """
@@ -17,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from dear_core.models.selective_scan import selective_scan
+from dear_core.models.selective_scan import Direction, scan_directions
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # mamba_simple.py: dt_min, dt_max, dt_init_floor
 INIT_STD = 0.02  # videomamba.py: segm_init_weights
@@ -77,37 +81,58 @@ class MambaMixer(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """x_BLD -> x_BLD."""
-        xz = torch.matmul(self.in_proj.weight.to(x_BLD.dtype), x_BLD.transpose(1, 2))
-        x_BEL, z_BEL = xz.chunk(2, dim=1)
-        ahead_BEL = self._direction(x_BEL, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
-        back_BEL = self._direction(
-            x_BEL.flip(-1), self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b
+        x_BLE, z_BLE = F.linear(x_BLD, self.in_proj.weight).chunk(2, dim=-1)
+        x_BLE = x_BLE.contiguous()
+        ahead = self._direction(
+            x_BLE, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D, reverse=False
         )
+        back = self._direction(
+            x_BLE, self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b, reverse=True
+        )
+        ahead_BEL, back_BEL = scan_directions([ahead, back])
         # silu(z) is the same token's gate in either direction, so it is applied once, to the sum.
-        y_BEL = (ahead_BEL + back_BEL.flip(-1)) * F.silu(z_BEL)
-        return self.out_proj(y_BEL.transpose(1, 2))
+        y_BLE = (ahead_BEL + back_BEL).transpose(1, 2) * F.silu(z_BLE)
+        return self.out_proj(y_BLE)
 
     def _direction(
         self,
-        x_BEL: Tensor,
+        x_BLE: Tensor,
         conv: nn.Conv1d,
         x_proj: nn.Linear,
         dt_proj: nn.Linear,
         A_log_ES: Tensor,
         D_E: Tensor,
-    ) -> Tensor:
-        u_BEL = F.silu(causal_conv(x_BEL, conv.weight[:, 0], conv.bias))
+        *,
+        reverse: bool,
+    ) -> Direction:
+        """What the scan of one direction reads; the tokens stay in their order in either."""
+        u_BLE = F.silu(causal_conv(x_BLE, conv.weight[:, 0], conv.bias, reverse=reverse))
         widths = [self.dt_rank, self.d_state, self.d_state]
-        dt_BRL, B_BSL, C_BSL = torch.matmul(x_proj.weight, u_BEL).split(widths, dim=1)
-        delta_BEL = torch.matmul(dt_proj.weight, dt_BRL)
+        dt_BLR, B_BLS, C_BLS = x_proj(u_BLE).split(widths, dim=-1)
+        delta_BLE = F.linear(dt_BLR, dt_proj.weight)
         A_ES = -torch.exp(A_log_ES.float())
-        return selective_scan(u_BEL, delta_BEL, A_ES, B_BSL, C_BSL, D_E, None, dt_proj.bias)
+        u_BEL, delta_BEL, B_BSL, C_BSL = (x.transpose(1, 2) for x in (u_BLE, delta_BLE, B_BLS, C_BLS))
+        return Direction(u_BEL, delta_BEL, A_ES, B_BSL, C_BSL, D_E, dt_proj.bias, reverse)
 
 
-def causal_conv(x_BEL: Tensor, weight_EK: Tensor, bias_E: Tensor) -> Tensor:
-    """Depth-wise convolution that sees the present and the K-1 steps before it -> [B, E, L]."""
-    padded = F.pad(x_BEL, (weight_EK.shape[1] - 1, 0))
-    return F.conv1d(padded, weight_EK[:, None], bias_E, groups=weight_EK.shape[0])
+def causal_conv(x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, *, reverse: bool) -> Tensor:
+    """Depth-wise convolution over time that sees the present and the K-1 steps before it -> [B, L, E].
+
+    With `reverse` it sees the K-1 steps after it: the convolution of the flipped sequence, flipped back.
+    """
+    length, reach = x_BLE.shape[1], weight_EK.shape[1] - 1
+    if reverse:
+        weight_EK = weight_EK.flip(1)
+    # An image of one row in channel-last memory: no transposition, and oneDNN's quickest kernel.
+    y_BE1L = F.conv2d(
+        x_BLE.transpose(1, 2)[:, :, None],
+        weight_EK[:, None, None],
+        bias_E,
+        padding=(0, reach),
+        groups=weight_EK.shape[0],
+    )
+    first = reach if reverse else 0
+    return y_BE1L[:, :, 0, first : first + length].transpose(1, 2)
 
 
 def _s4d_real_log(inner: int, d_state: int) -> Tensor:
@@ -168,6 +193,8 @@ class VideoMamba(nn.Module):
         d_state, d_conv, expand: of every mixer (Mamba's defaults 16, 4, 2).
         drop_path: stochastic depth, linear from 0 as in the official code, and after the last block.
         norm_eps: of every RMSNorm.
+        checkpointing: keep the input of every block only and compute it again in the backward pass; the
+            same gradients for about a third more time.
 
     Initial values as in the official code (position table truncated normal 0.02, class token and
     temporal table zero, `out_proj` over sqrt(depth)), but for the biases that `MambaMixer` names.
@@ -190,13 +217,14 @@ class VideoMamba(nn.Module):
         tubelet: int = 1,
         drop_path: float = 0.0,
         norm_eps: float = 1e-5,
+        checkpointing: bool = False,
     ):
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"patch_size={patch_size} must divide image_size={image_size}")
         if num_frames % tubelet:
             raise ValueError(f"tubelet={tubelet} must divide num_frames={num_frames}")
-        self.dim, self.in_channels = embed_dim, in_channels
+        self.dim, self.in_channels, self.checkpointing = embed_dim, in_channels, checkpointing
         self.image_size, self.num_frames = image_size, num_frames
         N = (image_size // patch_size) ** 2
         self.patch_embed = PatchEmbed(
@@ -238,7 +266,11 @@ class VideoMamba(nn.Module):
                              f"{list(video_BCTHW.shape)}")  # fmt: skip
         hidden_BLD, residual_BLD = self.embed(video_BCTHW), None
         for block in self.layers:
-            hidden_BLD, residual_BLD = block(hidden_BLD, residual_BLD)
+            inputs = (hidden_BLD, residual_BLD)
+            if self.checkpointing and torch.is_grad_enabled():
+                hidden_BLD, residual_BLD = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                hidden_BLD, residual_BLD = block(*inputs)
         tokens_BLD = self.norm_f(residual_BLD + self.drop_path(hidden_BLD))
         T = self.temporal_pos_embedding.shape[1]
         return tokens_BLD[:, 0], tokens_BLD[:, 1:].unflatten(1, (T, -1))

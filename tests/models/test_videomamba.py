@@ -101,10 +101,14 @@ def test_delta_biases_start_with_mambas_range(make_mamba):
 
 
 @pytest.mark.parametrize("length", [1, 2, 9])
-def test_causal_conv_equals_conv1d(length):
+@pytest.mark.parametrize("reverse", [False, True])
+def test_causal_conv_equals_conv1d(length, reverse):
     x, weight, bias = torch.randn(2, 6, length), torch.randn(6, 4), torch.randn(6)
-    want = F.conv1d(x, weight[:, None], bias, padding=3, groups=6)[..., :length]
-    torch.testing.assert_close(causal_conv(x, weight, bias), want)
+    ordered = x.flip(-1) if reverse else x
+    want = F.conv1d(ordered, weight[:, None], bias, padding=3, groups=6)[..., :length]
+    want = want.flip(-1) if reverse else want
+    got = causal_conv(x.transpose(1, 2), weight, bias, reverse=reverse)
+    torch.testing.assert_close(got, want.transpose(1, 2))
 
 
 def test_runs_under_bfloat16_autocast(make_mamba):
