@@ -10,10 +10,18 @@ What it does not do: it starts no process group, and it does not synchronise in 
 Legend: R rows (the product of all leading axes), D channels, W ranks.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Moments(NamedTuple):
+    """What a batch adds to the running statistics: its mean and unbiased variance."""
+
+    mean_D: Tensor
+    variance_D: Tensor
 
 
 class ChannelLastBatchNorm(nn.BatchNorm1d):
@@ -22,49 +30,58 @@ class ChannelLastBatchNorm(nn.BatchNorm1d):
     In training, when a process group of more than one rank runs, mean and variance are taken over
     the rows of all ranks (each may have a different number) and the gradient is exact.
     Weight and bias gradients stay local sums, as a data-parallel wrapper expects.
+
+    `normalise` and `track` are the two halves of a call, for callers that may compute a batch twice
+    (gradient checkpointing) but must count it once.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> the same shape. Raises ValueError for another last axis."""
+        y, moments = self.normalise(x)
+        self.track(moments)
+        return y
+
+    def normalise(self, x: Tensor) -> tuple[Tensor, Moments | None]:
+        """The output and, where the batch's own statistics were used in training, those statistics.
+
+        Changes nothing. Raises ValueError as `forward` does.
+        """
         if x.ndim < 2 or x.shape[-1] != self.num_features:
             raise ValueError(f"expected a tensor [..., {self.num_features}], got shape {list(x.shape)}")
-        batch_stats = self.training or self.running_mean is None
-        momentum = self._step_momentum()
         if self.training and _world_size() > 1:
-            return self._synchronised(x, momentum)
-        keep = not self.training or self.track_running_stats
+            return self._over_all_ranks(x)
         # One image of R x 1 pixels in channels-last memory: torch's CPU kernels are about twice as
         # fast on it as on the equal [R, D] matrix.
         rows = x.reshape(1, -1, 1, self.num_features).permute(0, 3, 1, 2)
-        y = F.batch_norm(
-            rows,
-            self.running_mean if keep else None,
-            self.running_var if keep else None,
-            self.weight,
-            self.bias,
-            batch_stats,
-            momentum,
-            self.eps,
+        own = self.training or self.running_mean is None
+        running = (None, None) if own else (self.running_mean, self.running_var)
+        y, mean_D, invstd_D = torch.native_batch_norm(
+            rows, self.weight, self.bias, *running, own, 0.0, self.eps
         )
-        return y.permute(0, 2, 3, 1).reshape(x.shape)
+        y = y.permute(0, 2, 3, 1).reshape(x.shape)
+        if not self.training:
+            return y, None
+        count = rows.shape[2]
+        with torch.no_grad():
+            variance_D = (invstd_D.float().pow(-2) - self.eps) * (count / max(count - 1, 1))
+        return y, Moments(mean_D.detach(), variance_D)
 
-    def _step_momentum(self) -> float:
-        """Count a training step; the factor of the running average (None = cumulative)."""
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                return 1.0 / float(self.num_batches_tracked)
-        return 0.0 if self.momentum is None else self.momentum
+    @torch.no_grad()
+    def track(self, moments: Moments | None) -> None:
+        """Move the running statistics by one training step."""
+        if moments is None or not self.track_running_stats:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(moments.mean_D.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(moments.variance_D.to(self.running_var.dtype), share)
 
-    def _synchronised(self, x: Tensor, momentum: float) -> Tensor:
+    def _over_all_ranks(self, x: Tensor) -> tuple[Tensor, Moments]:
         rows_RD = x.reshape(-1, self.num_features)
         y_RD, mean_D, var_D, count = _SyncNorm.apply(rows_RD, self.weight, self.bias, self.eps)
-        if self.track_running_stats:
-            with torch.no_grad():
-                unbiased_D = var_D * (count / (count - 1).clamp(min=1))
-                self.running_mean.lerp_(mean_D.to(self.running_mean.dtype), momentum)
-                self.running_var.lerp_(unbiased_D.to(self.running_var.dtype), momentum)
-        return y_RD.reshape(x.shape)
+        with torch.no_grad():
+            unbiased_D = var_D * (count / (count - 1).clamp(min=1))
+        return y_RD.reshape(x.shape), Moments(mean_D, unbiased_D)
 
 
 def _world_size() -> int:

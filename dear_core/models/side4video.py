@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from dear_core.models.batch_norm import ChannelLastBatchNorm
+from dear_core.models.batch_norm import ChannelLastBatchNorm, Moments
 
 HEAD_WIDTH = 64  # official AttnCBlock: nn.MultiheadAttention(dim, dim // 64)
 
@@ -129,14 +130,26 @@ class SideBlock(nn.Module):
         x = x_BDTN.permute(0, 2, 3, 1)
         return F.linear(x, last.weight.flatten(1), last.bias)
 
-    def forward(self, x_BTND: Tensor, token_BTD: Tensor, position_ND: Tensor) -> Tensor:
-        """Patches, the tower's class tokens and the side position table -> patches_BTND."""
+    def forward(
+        self, x_BTND: Tensor, token_BTD: Tensor, position_ND: Tensor
+    ) -> tuple[Tensor, tuple[Moments | None, Moments | None]]:
+        """Patches, the tower's class tokens and the side position table -> patches_BTND.
+
+        With it come the moments of both batch norms: `track` takes them, once a batch.
+        """
         B, T, N, D = x_BTND.shape
-        x_BTND = x_BTND + self.drop_path(self._temporal(self.bn_1(x_BTND)))
+        normed_BTND, moments_1 = self.bn_1.normalise(x_BTND)
+        x_BTND = x_BTND + self.drop_path(self._temporal(normed_BTND))
         tokens_BTLD = torch.cat([shift_class_token(token_BTD)[:, :, None], x_BTND + position_ND], dim=2)
         mixed = self.attn(self.ln_1(tokens_BTLD).view(B * T, 1 + N, D))
         x_BTND = x_BTND + self.drop_path(mixed.view(B, T, N, D))
-        return x_BTND + self.drop_path(self.mlp(self.bn_2(x_BTND)))
+        normed_BTND, moments_2 = self.bn_2.normalise(x_BTND)
+        return x_BTND + self.drop_path(self.mlp(normed_BTND)), (moments_1, moments_2)
+
+    def track(self, moments: tuple[Moments | None, Moments | None]) -> None:
+        """Move the running statistics of both batch norms by one step."""
+        self.bn_1.track(moments[0])
+        self.bn_2.track(moments[1])
 
 
 class SideTransformer(nn.Module):
@@ -155,8 +168,10 @@ class SideTransformer(nn.Module):
         dim: int,
         mlp_ratio: float,
         drop_path: float,
+        checkpointing: bool,
     ):
         super().__init__()
+        self.checkpointing = checkpointing
         rates = torch.linspace(0, drop_path, tower_layers, device="cpu").tolist()
         self.side_lns = nn.ModuleList(nn.LayerNorm(tower_width) for _ in rates)
         self.side_linears = nn.ModuleList(nn.Linear(tower_width, dim) for _ in rates)
@@ -174,7 +189,12 @@ class SideTransformer(nn.Module):
             side_MLD = linear(norm(tap_MLW.to(norm.weight.dtype)))
             side_BTLD = side_MLD.view(B, T, 1 + N, D)
             x_BTND = 0.5 * x_BTND + 0.5 * side_BTLD[:, :, 1:]
-            x_BTND = block(x_BTND, side_BTLD[:, :, 0], self.side_spatial_position_embeddings)
+            inputs = (x_BTND, side_BTLD[:, :, 0], self.side_spatial_position_embeddings)
+            if self.checkpointing and torch.is_grad_enabled():
+                x_BTND, moments = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                x_BTND, moments = block(*inputs)
+            block.track(moments)
         return x_BTND
 
 
@@ -190,6 +210,8 @@ class Side4Video(nn.Module):
         dim: side width, a multiple of 64 (official SSV2 configuration for ViT-B/16: 320).
         mlp_ratio: hidden width of the MLP over dim (official: 4).
         drop_path: rate at the last block, linear from 0 (official code leaves it at 0).
+        checkpointing: keep the input of every block only and compute it again in the backward pass; the
+            same gradients for about a third more time.
 
     Raises ValueError if `dim` is no multiple of 64 or the patch does not divide the image.
     """
@@ -207,6 +229,7 @@ class Side4Video(nn.Module):
         dim: int,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
+        checkpointing: bool = False,
     ):
         super().__init__()
         if dim % HEAD_WIDTH or dim <= 0:
@@ -228,6 +251,7 @@ class Side4Video(nn.Module):
             dim=dim,
             mlp_ratio=mlp_ratio,
             drop_path=drop_path,
+            checkpointing=checkpointing,
         )
         self.side_post_bn = ChannelLastBatchNorm(dim)
 
