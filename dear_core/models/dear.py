@@ -1,7 +1,8 @@
 """DEAR: branches over RGB and depth, fused in pairs, their scores averaged.
 
-Why: one module is every row of the paper's table 1. Which row it is follows from the branches it is
-given: RGB alone, RGB with one depth branch, RGB with two.
+Why: one module is every row of the paper's table 1, and the baselines beside them. Which row it is follows
+from the branches it is given: RGB alone, RGB with one depth branch, RGB with two; any other choice and
+order of (modality, encoder) is as legal.
 
 What it does not do: it does not build branches or towers, decode or normalise clips, or know a loss.
 
@@ -9,23 +10,30 @@ Legend: B clips, C colours (depth may have 1), T frames, H W pixels, N patches a
 width, L tokens that fusion sees, K classes, S streams.
 """
 
-from collections.abc import Mapping
-from typing import Literal
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from dear_core.models.clip import FrozenTower
-from dear_core.models.fusion import Direction, Gate, PairFusion
+from dear_core.models.fusion import Direction, Gate, PairConcat, PairFusion, PairSum
 from dear_core.models.side4video import Side4Video
 from dear_core.models.videomamba import VideoMamba
 
+Kind = Literal["cross_attention", "concat", "sum", "scores"]
 Tokens = Literal["frame", "patch"]
-Combine = Literal["mean", "mean_prob"]
+Combine = Literal["mean", "learned", "max", "mean_prob"]
+Output = tuple[Tensor | None, Tensor]  # of a branch: its class token [B, D], if any, and patches_BTND
 
 
 class PooledHead(nn.Module):
-    """The scores of a branch alone: one linear layer, `fc`, as in both official models."""
+    """The scores of a branch alone: one linear layer, `fc`, as in both official models.
+
+    It starts with torch's default (see `fusion`); feature_BD is read as it comes, not normalised again.
+    """
 
     def __init__(self, *, dim: int, num_classes: int, dropout: float):
         super().__init__()
@@ -38,7 +46,7 @@ class PooledHead(nn.Module):
 
 
 class DEAR(nn.Module):
-    """Depth-Enhanced Action Recognition (DEAR, section 2 and figure 1).
+    """Depth-Enhanced Action Recognition (DEAR, section 2 and figure 1): clips -> logits_BK.
 
     Args:
         tower: the frozen image tower; needed by Side4Video branches, else None.
@@ -46,11 +54,18 @@ class DEAR(nn.Module):
             first is the anchor: with every other branch it forms a pair, and a pair is a stream of
             scores named "anchor+other". A branch alone is one stream, named by its key.
         num_classes: K.
-        heads, layers, gate, direction, dropout: of every pair, see `PairFusion`; a is the anchor.
-        tokens: what the pairs see: "frame" (mean over a frame's patches) or "patch" (all of them);
-            VideoMamba's class token is put in front in either case.
-        combine: "mean" of the streams' logits (the paper), or "mean_prob", the log of the mean of
-            their probabilities.
+        kind: what a pair is. "cross_attention": `PairFusion` over tokens (the paper, section 2). "concat",
+            "sum": `PairConcat`, `PairSum` over the features that branches alone would be scored by.
+            "scores": no pairs; every branch is a stream with a head of its own, named by its key.
+        heads, layers, gate, gate_init, mlp_ratio, direction: of cross-attention, see `PairFusion`; the
+            anchor is its first side.
+        tokens: what cross-attention sees: "frame" (mean over a frame's patches) or "patch" (all of
+            them); VideoMamba's class token is put in front in either case. The paper does not say.
+        combine: of the streams' logits, "mean" (the paper: "a mean operation ... to combine their
+            scores"), "learned" (softmax weights, one number a stream, which starts as the mean), "max"
+            (element-wise), or "mean_prob", the log of the mean of their probabilities. One stream is
+            handed on as it is.
+        dropout: before every head, and in the attention.
 
     Raises ValueError for no branches, an unknown kind of branch, option or key, a Side4Video branch
     without a tower or made for another, and heads that do not divide the widths.
@@ -62,9 +77,12 @@ class DEAR(nn.Module):
         tower: FrozenTower | None,
         branches: Mapping[str, nn.Module],
         num_classes: int,
+        kind: Kind = "cross_attention",
         heads: int = 4,
         layers: int = 1,
         gate: Gate = "tanh",
+        gate_init: float = 0.5,
+        mlp_ratio: float = 0.0,
         tokens: Tokens = "frame",
         direction: Direction = "both",
         combine: Combine = "mean",
@@ -72,52 +90,70 @@ class DEAR(nn.Module):
     ):
         super().__init__()
         _check_branches(tower, branches)
-        if tokens not in ("frame", "patch"):
-            raise ValueError(f"tokens={tokens!r} must be frame or patch")
-        if combine not in ("mean", "mean_prob"):
-            raise ValueError(f"combine={combine!r} must be mean or mean_prob")
-        self.tower, self.tokens, self.combine = tower, tokens, combine
+        for name, value, known in (
+            ("kind", kind, get_args(Kind)),
+            ("tokens", tokens, get_args(Tokens)),
+            ("combine", combine, get_args(Combine)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
+        self.tower, self.kind, self.tokens, self.combine = tower, kind, tokens, combine
         self.branches = nn.ModuleDict(branches)
         self.streams = nn.ModuleDict()
-        anchor, *others = branches
-        if not others:
-            dim = branches[anchor].dim
-            self.streams[anchor] = PooledHead(dim=dim, num_classes=num_classes, dropout=dropout)
-        for other in others:
-            self.streams[f"{anchor}+{other}"] = PairFusion(
-                dims=(branches[anchor].dim, branches[other].dim),
-                heads=heads,
-                layers=layers,
-                gate=gate,
-                direction=direction,
-                num_classes=num_classes,
-                dropout=dropout,
-            )
+        pair: Callable[..., nn.Module] = {"concat": PairConcat, "sum": PairSum}.get(kind) or partial(
+            PairFusion,
+            heads=heads,
+            layers=layers,
+            gate=gate,
+            gate_init=gate_init,
+            mlp_ratio=mlp_ratio,
+            direction=direction,
+        )
+        for name, keys in _streams(branches, kind).items():
+            dims = tuple(branches[key].dim for key in keys)
+            try:
+                self.streams[name] = (
+                    pair(dims=dims, num_classes=num_classes, dropout=dropout)
+                    if len(dims) == 2
+                    else PooledHead(dim=dims[0], num_classes=num_classes, dropout=dropout)
+                )
+            except ValueError as error:
+                raise ValueError(f"fusion.{error} (stream {name})") from None
+        if combine == "learned" and len(self.streams) > 1:
+            self.stream_weights = nn.Parameter(torch.zeros(len(self.streams)))
 
     def forward(self, clip: Mapping[str, Tensor]) -> Tensor:
         """{"rgb": [B,C,T,H,W], "depth": ...} -> logits_BK. Raises ValueError as `stream_logits`."""
-        logits_SBK = torch.stack(list(self.stream_logits(clip).values()))
-        if self.combine == "mean":
-            return logits_SBK.mean(0)
-        return logits_SBK.log_softmax(-1).logsumexp(0) - torch.log(logits_SBK.new_tensor(len(logits_SBK)))
+        return self.combined(self.stream_logits(clip))
 
     def stream_logits(self, clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The scores of each stream, by name: {stream: logits_BK}.
 
         Raises ValueError if the clip lacks a modality that a branch reads or has one that none does.
         """
-        outputs = self._run_branches(clip)
-        anchor, *others = self.branches
-        if not others:
-            return {anchor: self.streams[anchor](_pooled(*outputs[anchor]))}
-        tokens = {key: self._tokens(*output) for key, output in outputs.items()}
-        names = [f"{anchor}+{other}" for other in others]
-        return {
-            name: self.streams[name](tokens[anchor], tokens[other])
-            for name, other in zip(names, others, strict=True)
-        }
+        return self.fuse(self._run_branches(clip))
 
-    def _run_branches(self, clip: Mapping[str, Tensor]) -> dict[str, tuple[Tensor | None, Tensor]]:
+    def fuse(self, outputs: Mapping[str, Output]) -> dict[str, Tensor]:
+        """What each branch gave, by key -> the scores of each stream {stream: logits_BK}."""
+        attends = self.kind == "cross_attention" and len(outputs) > 1
+        seen = {key: self._tokens(*out) if attends else _pooled(*out) for key, out in outputs.items()}
+        names = _streams(outputs, self.kind)
+        return {name: self.streams[name](*(seen[key] for key in keys)) for name, keys in names.items()}
+
+    def combined(self, streams: Mapping[str, Tensor]) -> Tensor:
+        """{stream: logits_BK} -> logits_BK, as `combine` says."""
+        logits_SBK = torch.stack(list(streams.values()))
+        if len(streams) == 1:
+            return logits_SBK[0]
+        if self.combine == "learned":
+            return (self.stream_weights.softmax(0)[:, None, None] * logits_SBK).sum(0)
+        if self.combine == "max":
+            return logits_SBK.amax(0)
+        if self.combine == "mean_prob":
+            return logits_SBK.log_softmax(-1).logsumexp(0) - math.log(len(streams))
+        return logits_SBK.mean(0)
+
+    def _run_branches(self, clip: Mapping[str, Tensor]) -> dict[str, Output]:
         """Every branch's class token [B, D] (None if it has none) and patches_BTND."""
         wanted = list(dict.fromkeys(map(modality_of, self.branches)))
         if set(wanted) != set(clip):
@@ -144,7 +180,7 @@ class DEAR(nn.Module):
         return {modality: [parts[index] for parts in split] for index, modality in enumerate(modalities)}
 
     def _tokens(self, cls_BD: Tensor | None, patches_BTND: Tensor) -> Tensor:
-        """What fusion sees of a branch -> tokens_BLD."""
+        """What cross-attention sees of a branch -> tokens_BLD."""
         tokens = patches_BTND.mean(2) if self.tokens == "frame" else patches_BTND.flatten(1, 2)
         return tokens if cls_BD is None else torch.cat([cls_BD[:, None], tokens], dim=1)
 
@@ -181,8 +217,16 @@ def modality_of(branch_key: str) -> str:
     return branch_key.split(":", 1)[0]
 
 
+def _streams(keys: Iterable[str], kind: Kind) -> dict[str, tuple[str, ...]]:
+    """The streams by name, in order, each with the keys of the branches that it reads."""
+    anchor, *others = keys
+    if kind == "scores" or not others:
+        return {key: (key,) for key in (anchor, *others)}
+    return {f"{anchor}+{other}": (anchor, other) for other in others}
+
+
 def _pooled(cls_BD: Tensor | None, patches_BTND: Tensor) -> Tensor:
-    """A lone branch's feature: the class token, or the mean over frames and patches."""
+    """A branch's feature [B, D]: its class token, or the mean over frames and patches."""
     return patches_BTND.mean((1, 2)) if cls_BD is None else cls_BD
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 # Mamba's state matrix and every table of positions or tokens are not decayed (VideoMamba's
-# `no_weight_decay`, Mamba's `_no_weight_decay`);
-# nor are norms, biases and gates, which all have at most one dimension.
+# `no_weight_decay`, Mamba's `_no_weight_decay`); nor are norms, biases, gates and stream weights, which
+# have at most one dimension, but for the sigmoid gate's matrix.
 _NO_DECAY = (
     "A_log",
     "A_b_log",
@@ -17,6 +17,7 @@ _NO_DECAY = (
     "pos_embed",
     "temporal_pos_embedding",
     "side_spatial_position_embeddings",
+    "gate.linear.weight",
 )
 
 

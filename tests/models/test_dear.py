@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from dear_core.models import DEAR
+from dear_core import build, presets
+from dear_core.config import FusionConfig
+from dear_core.models import DEAR, count
 
 ROWS = [
     ("rgb:side4video",),
@@ -12,6 +14,14 @@ ROWS = [
     ("rgb:side4video", "depth:side4video"),
     ("rgb:side4video", "depth:side4video", "depth:videomamba"),
 ]
+OTHERS = [  # any modality with any encoder, in any order
+    ("depth:videomamba",),
+    ("rgb:side4video", "rgb:videomamba"),
+    ("rgb:videomamba", "depth:videomamba"),
+    ("depth:side4video", "rgb:side4video"),
+    ("depth:side4video", "rgb:videomamba", "depth:videomamba"),
+]
+KINDS = ["cross_attention", "concat", "sum", "scores"]
 
 
 def modalities(row):
@@ -29,6 +39,24 @@ def test_the_papers_rows(row, tokens, make_dear, make_clip):
     torch.testing.assert_close(model(clip), torch.stack(list(streams.values())).mean(0))
 
 
+@pytest.mark.parametrize("row", [*OTHERS, ROWS[3]], ids="+".join)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_branches_with_any_kind_of_fusion(row, kind, make_dear, make_clip):
+    """Forward, backward to every weight, names of the streams."""
+    model, clip = make_dear(*row, kind=kind, combine="learned"), make_clip(*modalities(row))
+    streams = model.stream_logits(clip)
+    pairs = [f"{row[0]}+{key}" for key in row[1:]]
+    assert list(streams) == (list(row) if kind == "scores" or not pairs else pairs)
+    assert list(streams) == list(model.streams)
+    assert {logits.shape for logits in streams.values()} == {(2, 5)}
+    model(clip).square().sum().backward()
+    for name, weight in model.named_parameters():
+        if not name.startswith("tower."):
+            assert weight.grad is not None, name
+            # The class token comes first, so the last block's forward state is zero when it is read.
+            assert weight.grad.abs().max() > 0 or name.endswith("videomamba.layers.1.mixer.A_log"), name
+
+
 @pytest.mark.parametrize("row", ROWS, ids="+".join)
 def test_the_tower_gets_no_gradient_and_all_else_does(row, make_dear, make_clip):
     model = make_dear(*row, tokens="patch")
@@ -40,11 +68,12 @@ def test_the_tower_gets_no_gradient_and_all_else_does(row, make_dear, make_clip)
             assert weight.grad is not None and weight.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("row", ROWS, ids="+".join)
-def test_the_tower_runs_once_a_batch(row, make_dear, make_clip):
-    model = make_dear(*row)
+@pytest.mark.parametrize("row", ROWS + OTHERS, ids="+".join)
+def test_the_tower_runs_once_a_batch_where_a_branch_reads_it(row, make_dear, make_clip):
+    model, calls = make_dear(*row), []
+    model.tower.register_forward_pre_hook(lambda _tower, _frames: calls.append(1))
     model(make_clip(*modalities(row)))
-    assert model.tower.forward_count == 1
+    assert len(calls) == any(key.endswith("side4video") for key in row)
 
 
 def test_joint_taps_equal_those_of_each_modality(make_dear, make_clip):
@@ -82,10 +111,61 @@ def test_clips_do_not_see_each_other_in_eval_mode(make_dear, make_clip):
     torch.testing.assert_close(model(clip)[1:2], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_mean_of_probabilities(make_dear, make_clip):
-    model, clip = make_dear(*ROWS[3], combine="mean_prob").eval(), make_clip("rgb", "depth")
-    streams = torch.stack(list(model.stream_logits(clip).values()))
-    torch.testing.assert_close(model(clip).exp(), streams.softmax(-1).mean(0))
+def streams_by_hand(model, clip):
+    """Every stream's scores from what each branch gave, without DEAR's own fusion."""
+    outputs = model._run_branches(clip)
+    pooled = {key: patches.mean((1, 2)) if cls is None else cls for key, (cls, patches) in outputs.items()}
+    tokens = {}
+    for key, (cls, patches) in outputs.items():
+        seen = patches.mean(2) if model.tokens == "frame" else patches.reshape(len(patches), -1, 64)
+        tokens[key] = seen if cls is None else torch.cat([cls[:, None], seen], dim=1)
+    if model.kind == "scores":
+        return {key: model.streams[key].fc(pooled[key]) for key in outputs}
+    seen = tokens if model.kind == "cross_attention" else pooled
+    first = next(iter(outputs))
+    return {
+        f"{first}+{key}": model.streams[f"{first}+{key}"](seen[first], seen[key]) for key in list(outputs)[1:]
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streams_equal_a_computation_by_hand(kind, make_dear, make_clip):
+    model, clip = make_dear(*ROWS[3], kind=kind).eval(), make_clip("rgb", "depth")
+    streams = model.stream_logits(clip)
+    want = streams_by_hand(model, clip)
+    assert list(streams) == list(want)
+    for name, logits in want.items():
+        torch.testing.assert_close(streams[name], logits)
+    torch.testing.assert_close(model(clip), sum(want.values()) / len(want))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cost_of_every_stream_is_counted(kind, make_dear):
+    model = make_dear(*ROWS[3], kind=kind)
+    parts = count(model, {"rgb": (3, 3, 24, 24), "depth": (1, 3, 24, 24)}).by_part
+    assert all(parts[f"streams.{name}"] > 0 for name in model.streams)
+
+
+def test_every_key_of_the_config_reaches_the_model():
+    """Of two configs that differ in one value, the models differ, in their weights or their scores."""
+    other = {
+        "kind": "sum", "gate": "none", "gate_init": 0.1, "mlp_ratio": 1.0, "tokens": "patch", "layers": 2,
+        "heads": 1, "direction": "first_to_other", "combine": "max", "dropout": 0.9,
+    }  # fmt: skip
+    assert set(other) == set(FusionConfig.model_fields)
+    base = presets.demo().replace({"data.num_frames": 2})
+    generator = torch.Generator().manual_seed(0)
+    clip = {m: torch.randn(2, 3, 2, 64, 64, generator=generator) for m in ("rgb", "depth")}
+
+    def scores(changes):
+        model = build.model(base.replace({f"model.fusion.{k}": v for k, v in changes.items()}), 10)
+        torch.manual_seed(0)
+        return model(clip)
+
+    usual = scores({})
+    assert torch.equal(scores({}), usual)
+    for key, value in other.items():
+        assert not torch.equal(scores({key: value}), usual), key
 
 
 def test_trainable_state_leaves_the_tower_out_and_comes_back(make_dear, make_clip):
@@ -138,10 +218,16 @@ def test_bad_branches_are_refused(tower, make_side, make_dear):
     with pytest.raises(ValueError, match="tokens="):
         build({"rgb:side4video": make_side()}, tokens="pixel")
     with pytest.raises(ValueError, match="combine="):
-        build({"rgb:side4video": make_side()}, combine="max")
+        build({"rgb:side4video": make_side()}, combine="min")
+    with pytest.raises(
+        ValueError, match="kind='product' must be one of cross_attention, concat, sum, scores"
+    ):
+        build({"rgb:side4video": make_side()}, kind="product")
     tower.width = 65
     with pytest.raises(ValueError, match="width=64"):
         build({"rgb:side4video": make_side()})
-    with pytest.raises(ValueError, match="heads=5 must divide"):
-        tower.width = 64
+    tower.width = 64
+    wanted = r"fusion\.heads=5 must divide .*\(64, 32\) \(stream rgb:side4video\+depth:videomamba\)"
+    with pytest.raises(ValueError, match=wanted):
         make_dear(*ROWS[1], heads=5)
+    make_dear(*ROWS[1], heads=5, kind="concat")  # reads no heads
