@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dear_core import distributed
+from dear_core import distributed, starting_weights
 from dear_core.config import DataConfig, RunConfig
 from dear_core.data.dataset import ClipDataset, EpochBatches
 from dear_core.data.frames import CachedSource, FrameSource, Progress, VideoSource
@@ -24,6 +24,7 @@ from dear_core.models import clip, clip_towers, flops
 from dear_core.models.dear import DEAR
 from dear_core.models.side4video import Side4Video
 from dear_core.models.videomamba import VideoMamba
+from dear_core.models.weight_files import WeightsError
 from dear_core.training.loop import Job
 
 
@@ -34,10 +35,14 @@ def manifest(data: DataConfig) -> Manifest:
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Fill in ``data.identity`` from the files, so that the run's key says what it was trained on.
+    """Fill in what the files are, so that the run's key says what it was trained on and started from.
+
+    That is ``data.identity``, and ``pretrained_identity`` of each part of the model that starts from a
+    weights file.
 
     Raises:
-        InputError: the data set or its depth store cannot be used, or is not the one the config names.
+        InputError: the data set, its depth store or a weights file cannot be used, or is not the one the
+            config names.
     """
     found = manifest(config.data)
     store = None
@@ -50,7 +55,7 @@ def resolve(config: RunConfig) -> RunConfig:
             f"data.identity: the config was made for data {config.data.identity}, but {config.data.root} "
             f"holds {identity}; point data.root at the original data, or leave data.identity out"
         )
-    return config.replace({"data.identity": identity})
+    return config.replace({"data.identity": identity, **starting_weights.identities(config)})
 
 
 def dataset(config: RunConfig, found: Manifest, split: str, progress: Progress | None = None) -> ClipDataset:
@@ -118,11 +123,21 @@ def tower(config: RunConfig) -> clip.FrozenTower | None:
             patch_size=t.patch_size,
             image_size=size,
             seed=t.seed,
+            quick_gelu=t.quick_gelu is not False,
         )
     try:
-        return clip_towers.build_tower(t.name, pretrained=t.pretrained, image_size=size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(t.seed)  # only weights that no file gives are drawn
+            frozen = clip_towers.build_tower(
+                t.name, pretrained=t.pretrained, image_size=size, quick_gelu=t.quick_gelu
+            )
+    except WeightsError as error:
+        raise starting_weights.refused("model.tower.pretrained", t.pretrained, error) from None
     except ValueError as error:
         raise InputError(f"model.tower: {error}") from None
+    if t.pretrained is not None:
+        starting_weights.report("model.tower.pretrained", t.pretrained, frozen, frozen.load_report)
+    return frozen
 
 
 def model(config: RunConfig, num_classes: int) -> DEAR:
@@ -132,23 +147,24 @@ def model(config: RunConfig, num_classes: int) -> DEAR:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         try:
-            return DEAR(
+            network = DEAR(
                 tower=frozen,
                 branches={str(b): _branch(config, b.encoder, frozen) for b in config.model.branches},
                 num_classes=num_classes,
-                heads=fusion.heads,
-                layers=fusion.layers,
-                gate=fusion.gate,
-                tokens=fusion.tokens,
-                direction=fusion.direction,
-                dropout=fusion.dropout,
+                **fusion.model_dump(),
             )
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"model: {error}") from None
+    if frozen is not None and config.train.precision == "bf16":
+        frozen.to(torch.bfloat16)  # after the branches have compared their files with its weights
+    return network
 
 
 def job(config: RunConfig, progress: Progress | None = None) -> Job:
     """All that ``fit`` needs; ``config`` comes from :func:`resolve`."""
+    starting_weights.check_at_hand(config)
     found = manifest(config.data)
     network = model(config, len(found.classes))
     return Job(
@@ -182,7 +198,7 @@ def _branch(config: RunConfig, encoder: str, frozen: clip.FrozenTower | None) ->
     data, parts = config.data, config.model
     if encoder == "side4video":
         assert frozen is not None
-        return Side4Video(
+        side = Side4Video(
             tower_width=frozen.width,
             tower_layers=frozen.layers,
             patch_size=frozen.patch_size,
@@ -190,15 +206,21 @@ def _branch(config: RunConfig, encoder: str, frozen: clip.FrozenTower | None) ->
             num_frames=data.num_frames,
             dim=parts.side4video.dim,
             drop_path=parts.side4video.drop_path,
+            checkpointing=config.train.gradient_checkpointing,
         )
-    return VideoMamba(
+        starting_weights.start_side4video(side, parts.side4video.pretrained, frozen)
+        return side
+    mamba = VideoMamba(
         image_size=data.crop_size,
         patch_size=parts.videomamba.patch_size,
         num_frames=data.num_frames,
         embed_dim=parts.videomamba.embed_dim,
         depth=parts.videomamba.depth,
         drop_path=parts.videomamba.drop_path,
+        checkpointing=config.train.gradient_checkpointing,
     )
+    starting_weights.start_videomamba(mamba, parts.videomamba.pretrained)
+    return mamba
 
 
 def _depth_store(data: DataConfig, found: Manifest) -> DepthStore:

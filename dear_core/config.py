@@ -100,13 +100,26 @@ class TowerConfig(_Part):
         "ViT-B-16", description="An open_clip model name, or 'random' for a small tower made here."
     )
     pretrained: str | None = Field(
-        "openai", description="open_clip's tag of the weights, or a local file; for 'random' none."
+        "openai",
+        description="open_clip's tag of the weights, or a local file (CLIP's or Side4Video's); for 'random' "
+        "none. A file is known by its content, so it may move.",
+    )
+    pretrained_identity: str | None = Field(
+        None, description="Hash of the weights file, none for a tag; filled in at the start."
+    )
+    quick_gelu: bool | None = Field(
+        None,
+        description="QuickGELU (true) or GELU (false) in the blocks. None: by the weights. A tag says so; "
+        "the original files of OpenAI and Side4Video are recognised: QuickGELU, as a random tower has; "
+        "any other file goes by the name, so say true for OpenAI's weights converted by open_clip.",
     )
     width: int = Field(768, ge=8, description="Of a random tower.")
     layers: int = Field(12, ge=1, description="Of a random tower.")
     heads: int = Field(12, ge=1, description="Of a random tower.")
     patch_size: int = Field(16, ge=2, description="Of a random tower, in pixels.")
-    seed: int = Field(0, description="Of a random tower's weights; the same for every run's seed.")
+    seed: int = Field(
+        0, description="Of weights that no file gives ('random', or no pretrained); no run's seed moves it."
+    )
 
 
 class Side4VideoConfig(_Part):
@@ -116,6 +129,12 @@ class Side4VideoConfig(_Part):
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="Stochastic depth at the last block; it grows linearly from 0."
     )
+    pretrained: str | None = _no_result(
+        None,
+        "A Side4Video file to start every such branch from; its classifier is not used. Its frozen tower "
+        "must be the one in use (name the same file in model.tower.pretrained to use it).",
+    )
+    pretrained_identity: str | None = Field(None, description="Hash of that file; filled in at the start.")
 
 
 class VideoMambaConfig(_Part):
@@ -127,29 +146,78 @@ class VideoMambaConfig(_Part):
     drop_path: float = Field(
         0.1, ge=0, lt=1, description="Stochastic depth at the last block; it grows linearly from 0."
     )
+    pretrained: str | None = _no_result(
+        None,
+        "A VideoMamba file to start every such branch from: of images, of videos or of masked pretraining; "
+        "its classifier is not used.",
+    )
+    pretrained_identity: str | None = Field(None, description="Hash of that file; filled in at the start.")
 
 
 class FusionConfig(_Part):
-    """Gated cross-attention between the first branch and each other one (paper section 2)."""
+    """How branches become streams of scores, and these one (paper section 2; docs/fusion.md).
 
+    The paper fixes cross-attention both ways between RGB and each depth branch, a gate, and the mean of
+    the streams' scores. It gives no formula for the gate, no tokens, heads, MLP or pooling.
+    """
+
+    kind: Literal["cross_attention", "concat", "sum", "scores"] = Field(
+        "cross_attention",
+        description="cross_attention (the paper): the first branch and each other one attend to each other; "
+        "a pair is a stream. concat, sum: a pair's pooled features side by side, or added after a "
+        "projection to the first one's width; then a linear head. scores: no pairs, each branch is a stream.",
+    )
     gate: Literal["tanh", "sigmoid", "none"] = Field(
-        "tanh", description="tanh of a learned scalar, sigmoid of the input, or none."
+        "tanh",
+        description="What the attention's update is multiplied by; the paper has a gate but no formula. "
+        "tanh: of one learned number (Flamingo). sigmoid: of a linear layer of the querying token, for "
+        "each channel. none: plain cross-attention.",
+    )
+    gate_init: float = Field(
+        0.5,
+        allow_inf_nan=False,
+        description="The gate's number (tanh) or bias (sigmoid) at the start. Flamingo has 0, where the "
+        "attention learns only after the gate has opened; 0.5 opens it to 0.46 (sigmoid: about 0.62).",
+    )
+    mlp_ratio: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Hidden width of a gated MLP after each attention, in widths. 0: none, as the paper "
+        "mentions none; Flamingo has 4.",
     )
     tokens: Literal["frame", "patch"] = Field(
-        "frame", description="What attends: one token a frame, or every patch of every frame."
+        "frame",
+        description="What attends; the paper does not say. frame: the mean of each frame's patches. patch: "
+        "every patch of every frame. VideoMamba's class token goes in front of either.",
     )
     layers: int = Field(1, ge=1, description="Cross-attention layers each way; the paper has one.")
-    heads: int = Field(4, ge=1, description="Attention heads; must divide the width of both branches.")
-    direction: Literal["both", "a_to_b", "b_to_a"] = Field(
-        "both",
-        description="Where information flows: both ways (the paper), or only from the first branch (a) to "
-        "the other (b), or back.",
+    heads: int = Field(
+        4,
+        ge=1,
+        description="Heads of the attention; must divide the width of both branches. The paper gives none.",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Of the attention and before each stream's head.")
+    direction: Literal["both", "first_to_other", "other_to_first"] = Field(
+        "both",
+        description="Where information flows. both: the paper. first_to_other: the other branch queries the "
+        "first; where RGB is first, this is RGB to depth. other_to_first: the first queries the other.",
+    )
+    combine: Literal["mean", "learned", "max", "mean_prob"] = Field(
+        "mean",
+        description="Of the streams' scores. mean: the paper. learned: weighted by a softmax of one learned "
+        "number a stream, all equal at first. max: the largest, class by class. mean_prob: mean of "
+        "probabilities, as its logarithm.",
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Before every head, and in the attention. The paper mentions none."
+    )
 
 
 class ModelConfig(_Part):
-    """The streams: the first branch is paired with each other branch; alone it is the one stream."""
+    """The streams: the first branch is paired with each other branch; alone it is the one stream.
+
+    A branch is any modality with any encoder, in any order; ``fusion.kind=scores`` makes no pairs.
+    """
 
     branches: tuple[BranchField, ...] = Field(
         ("rgb:side4video", "depth:side4video", "depth:videomamba"),
@@ -198,7 +266,18 @@ class TrainConfig(_Part):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Of the cross-entropy in training.")
     clip_grad_norm: float | None = Field(1.0, gt=0, description="None: no clipping.")
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16 runs the forward pass under autocast; weights stay fp32."
+        "fp32",
+        description="bf16 runs the forward pass under autocast and keeps the frozen tower in bf16; trainable "
+        "weights stay fp32.",
+    )
+    gradient_checkpointing: bool = _no_result(
+        False,
+        "Keep only the input of every block and compute the block again in the backward pass: far less "
+        "memory, the same gradients, about a third more time in the branches.",
+    )
+    compile: bool = _no_result(
+        False,
+        "torch.compile the model: faster on a GPU after some minutes of compiling; needs a C++ compiler.",
     )
     seed: int = Field(0, description="Of the weights, the order of the clips and the augmentation.")
     eval_every: int = _no_result(1, "Epochs between validations; the last epoch is always validated.")
@@ -336,18 +415,50 @@ def _meanings(part: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, st
 def _result_part(config: RunConfig) -> dict[str, Any]:
     """The nested values that can change the result: no paths, no parts that no branch uses."""
     tree = config.model_dump(mode="json")
-    for group, part in (("data", config.data), ("model", config.model), ("train", config.train)):
-        for name, field in type(part).model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("affects_result") is False:
-                del tree[group][name]
+    _drop_what_cannot_matter(tree, config)
     model = tree["model"]
     if not config.model.uses("videomamba"):
         del model["videomamba"]
     if not config.model.uses("side4video"):
         del model["side4video"], model["tower"]
-    elif config.model.tower.name != "random":
-        model["tower"] = {name: model["tower"][name] for name in ("name", "pretrained")}
-    if len(config.model.branches) == 1:
-        del model["fusion"]
+    else:
+        model["tower"] = _tower_part(config.model.tower)
+    model["fusion"] = _fusion_part(config.model)
     return tree
+
+
+def _drop_what_cannot_matter(tree: dict[str, Any], part: BaseModel) -> None:
+    """Delete the fields of a part, and of the parts in it, that are marked as without effect."""
+    for name, field in type(part).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("affects_result") is False:
+            del tree[name]
+        elif isinstance(value := getattr(part, name), _Part):
+            _drop_what_cannot_matter(tree[name], value)
+
+
+def _tower_part(tower: TowerConfig) -> dict[str, Any]:
+    """The values that decide the tower; a file is its content, whatever its path."""
+    if tower.name == "random":
+        return tower.model_dump(mode="json", exclude={"pretrained", "pretrained_identity"})
+    used = {"name", "quick_gelu"}
+    if tower.pretrained is None:
+        used |= {"seed"}
+    else:
+        used |= {"pretrained"} if tower.pretrained_identity is None else {"pretrained_identity"}
+    return tower.model_dump(mode="json", include=used)
+
+
+def _fusion_part(model: ModelConfig) -> dict[str, Any]:
+    """The fusion's values that this model reads; the others cannot change it."""
+    fusion, count = model.fusion, len(model.branches)
+    used = {"dropout"}
+    streams = count if fusion.kind == "scores" else max(1, count - 1)
+    if count > 1:
+        used |= {"kind"}
+        if fusion.kind == "cross_attention":
+            used |= {"gate", "mlp_ratio", "tokens", "layers", "heads", "direction"}
+            used |= {"gate_init"} if fusion.gate != "none" else set()
+    if streams > 1:
+        used |= {"combine"}
+    return fusion.model_dump(mode="json", include=used)

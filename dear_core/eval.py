@@ -56,6 +56,8 @@ def evaluate_checkpoint(path: Path, data_root: str | None = None) -> dict[str, A
     if data_root is not None:
         moved = {"data.root": data_root, "data.videos": None, "data.depth_root": None, "data.cache_dir": None}
         config = config.replace(moved)
+    # the branches' weights come from the checkpoint, so the files that they started from may be gone
+    config = config.replace({"model.side4video.pretrained": None, "model.videomamba.pretrained": None})
     config = build.resolve(config)
     torch.set_num_threads(saved.threads)
     network = build.model(config, len(saved.classes))

@@ -21,6 +21,16 @@ from dear_core.errors import InputError
 from dear_core.runs import RunFolder
 from ray_jobs import search
 
+PLACES = (
+    "data.root",
+    "data.videos",
+    "data.depth_root",
+    "data.cache_dir",
+    "model.side4video.pretrained",
+    "model.videomamba.pretrained",
+)
+"""Keys of paths; relative ones lie below ``home()``."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,9 +71,7 @@ def make_demo_data(base: RunConfig) -> None:
 
 def make(sweep: search.Sweep, base: RunConfig, results: Path) -> Plan:
     """Check every arm before anything runs: keys, files, sizes, and that its network can be built."""
-    places = {"data.root": base.data.root, "data.videos": base.data.videos}
-    places |= {"data.depth_root": base.data.depth_root, "data.cache_dir": base.data.cache_dir}
-    base = base.replace({key: str(home() / path) for key, path in places.items() if path is not None})
+    base = base.replace(_absolute(base))
     runs, gflops = {}, {}
     for arm in search.arms(sweep.space):
         try:
@@ -76,6 +84,15 @@ def make(sweep: search.Sweep, base: RunConfig, results: Path) -> Plan:
         runs[arm.name] = (arm, config)
         gflops[arm.name] = build.cost(config, network)["gflops"]
     return Plan(sweep, base, runs, gflops, results, tracking.default_uri(results))
+
+
+def _absolute(base: RunConfig) -> dict[str, str]:
+    """The paths of a config, where they mean the same on every node and in every working folder."""
+    places = {key: path for key, path in base.flat().items() if key in PLACES and path is not None}
+    weights = base.model.tower.pretrained  # a tag or a file
+    if weights is not None and (home() / weights).is_file():
+        places["model.tower.pretrained"] = weights
+    return {key: str(home() / path) for key, path in places.items()}
 
 
 def set_aside(plan: Plan, experiment: str) -> None:

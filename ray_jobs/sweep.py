@@ -2,6 +2,7 @@
 
     python ray_jobs/sweep.py                                  # the paper's four rows on the demo data
     python ray_jobs/sweep.py --set train.epochs=30 train.seed=1
+    python ray_jobs/sweep.py --preset ssv2_vitb16             # the paper's setting on data/ssv2
     python ray_jobs/sweep.py --workers-per-trial 2            # each trial is a DDP group
     ray submit cluster.yaml ray_jobs/sweep.py                 # the same on a cluster
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
-from dear_core import tracking
+from dear_core import presets, tracking
 from dear_core.config import RunConfig, parse_assignments
 from dear_core.errors import EXIT_BAD_INPUT, InputError, readable_errors
 from dear_core.runs import make_folder
@@ -38,6 +39,9 @@ EXIT_FAILED_TRIALS = 1
 class Options:
     sweep: str = "branches"
     """Which sweep: the name of one that ships with the project (--list), or the path of a Python file."""
+    preset: str | None = None
+    """Base of every arm instead of the sweep's own: a preset, with encoders after + if wanted, for example
+    ssv2_vitb16 or ssv2_vitl14+videomamba_middle."""
     set: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="KEY=VALUE ...")] = ()
     """Replace keys of the sweep's base RunConfig, for example --set train.epochs=30 train.seed=1.
     Values are YAML. --keys lists every key."""
@@ -66,7 +70,8 @@ def main(options: Options) -> int:
     if options.list:
         return _show_sweeps(console)
     sweep = search.load(options.sweep)
-    base = sweep.base().replace(parse_assignments(word for words in options.set for word in words))
+    base = presets.by_name(options.preset) if options.preset else sweep.base()
+    base = base.replace(parse_assignments(word for words in options.set for word in words))
     if options.keys:
         return _show_keys(console, base)
     _check_places(options)

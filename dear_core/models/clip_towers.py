@@ -1,6 +1,10 @@
 """Frozen towers by name: open_clip's models with their published weights, or small random ones.
 
 Why: any ViT that open_clip knows can be the tower, and a demo or a test needs one without a download.
+open_clip gives the architecture, the list of tags and the download; the file is read and placed by
+`weight_files` and `weights`. open_clip's own loader wants the text tower too, cannot read OpenAI's original
+file from a local path (torch.load refuses a TorchScript archive with weights_only=True), trips over the
+sizes in a state dict made of it, and never chooses the activation for a file.
 
 What it does not do: it does not run a tower (`clip` does) and downloads only what open_clip lists.
 
@@ -8,7 +12,7 @@ Legend: see `clip`.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -16,8 +20,11 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 from dear_core.models.clip import FrozenTower
+from dear_core.models.weight_files import WeightsError, read_state
+from dear_core.models.weights import load_clip_visual, needs_quick_gelu
 
 Precision = Literal["fp32", "fp16", "bf16"]
+NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}  # the smallest there is
 
 
 def build_tower(
@@ -30,33 +37,76 @@ def build_tower(
 ) -> FrozenTower:
     """Build the image tower of an open_clip model.
 
-    `pretrained` is a tag that open_clip lists for `name` or a checkpoint file on disk; None leaves
-    open_clip's random weights. `quick_gelu=None` decides by the weights: a tag brings the activation
-    it was trained with (OpenAI's need QuickGELU), a file or random weights take it from `name`
-    (`ViT-B-16-quickgelu` has it); say True for a file that holds OpenAI's weights.
-    Position tables are resized by open_clip where `image_size` differs from the checkpoint's.
+    `pretrained` is a tag that open_clip lists for `name`, or a file: OpenAI's original archive or its state
+    dict, what open_clip or LAION saved, with or without the wrapping of a training run, or a Side4Video
+    checkpoint. None leaves random weights, drawn from the global random state.
 
-    Raises ValueError for a name that open_clip does not know and for a `pretrained` that is neither.
+    `quick_gelu=None` decides by the weights. A tag brings the activation it was trained with; a file of
+    OpenAI's own form or Side4Video's has QuickGELU (`weights.needs_quick_gelu`); any other file, and random
+    weights, take it from `name` (`ViT-B-16-quickgelu` has it), so say True for a file that open_clip made
+    of OpenAI's weights. The position table is resampled where `image_size` differs from the file's.
+
+    What was loaded is kept as `load_report` (`LoadReport`) on the tower that has weights.
+
+    Raises WeightsError for weights that cannot be had, read or placed; ValueError for a name that open_clip
+    does not know or that is no plain ViT.
     """
-    if open_clip.get_model_config(name) is None:
+    config = open_clip.get_model_config(name)
+    if config is None:
         raise ValueError(f"open_clip knows no model {name!r}; see open_clip.list_models()")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    is_tag = pretrained is not None and pretrained in tags
-    if pretrained is not None and not is_tag and not Path(pretrained).is_file():
-        raise ValueError(
-            f"pretrained={pretrained!r} is neither a file nor a tag of {name!r}; the tags are {tags}"
-        )
+    state = None if pretrained is None else read_state(_path_of(name, pretrained))
     if quick_gelu is None:
-        tag_config = open_clip.get_pretrained_cfg(name, pretrained) if is_tag else {}
-        quick_gelu = bool(tag_config.get("quick_gelu", False))
-    model = open_clip.create_model(
-        name,
-        pretrained=pretrained,
-        precision=precision,
-        force_quick_gelu=quick_gelu,
-        force_image_size=image_size,
+        tag = tag_config(name, pretrained)
+        if tag is not None:
+            quick_gelu = bool(tag.get("quick_gelu", False))
+        else:
+            known = state is not None and needs_quick_gelu(state)
+            quick_gelu = known or bool(config.get("quick_gelu", False))
+    if image_size is not None:
+        config["vision_cfg"]["image_size"] = image_size
+    with torch.random.fork_rng(devices=[], enabled=state is not None):
+        tower = FrozenTower(_visual(config, quick_gelu=quick_gelu, precision=precision), name=name)
+    if state is not None:
+        tower.load_report = load_clip_visual(tower, state)
+    return tower
+
+
+def tag_config(name: str, pretrained: str | None) -> dict[str, object] | None:
+    """What open_clip says of a tag of `name`; None if `pretrained` is not one, so a file or nothing."""
+    return (open_clip.get_pretrained_cfg(name, pretrained) or None) if pretrained is not None else None
+
+
+def _path_of(name: str, pretrained: str) -> Path:
+    """The weights file: of a tag, downloaded to open_clip's cache if it is not there."""
+    tag = tag_config(name, pretrained)
+    if tag is not None:
+        try:
+            return Path(open_clip.download_pretrained(tag))
+        except Exception as error:  # whatever the network and two download libraries raise
+            reason = str(error).partition("\n")[0]
+            raise WeightsError(
+                f"open_clip's tag {pretrained!r} of {name!r} could not be downloaded ({reason}); "
+                "without a network, give a local file"
+            ) from error
+    if not Path(pretrained).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise WeightsError(f"{pretrained!r} is neither a file nor a tag of {name!r}; the tags are {tags}")
+    return Path(pretrained)
+
+
+def _visual(config: dict[str, Any], *, quick_gelu: bool, precision: Precision) -> nn.Module:
+    """The image tower of open_clip's configuration, beside a text tower that costs nothing."""
+    dtype = open_clip.get_cast_dtype(precision)
+    model = open_clip.CLIP(
+        embed_dim=config["embed_dim"],
+        vision_cfg=config["vision_cfg"],
+        text_cfg=NO_TEXT,
+        quick_gelu=quick_gelu,
+        cast_dtype=dtype,
     )
-    return FrozenTower(model.visual, name=name)
+    if dtype is not None:
+        open_clip.convert_weights_to_lp(model, dtype=dtype)
+    return model.visual
 
 
 def random_tower(

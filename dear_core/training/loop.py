@@ -186,6 +186,8 @@ class Trainer:
         distributed.barrier()
 
     def _wrapped(self) -> nn.Module:
+        if self.train_config.compile:
+            self.core.compile()  # in place: the state keeps its keys, validation is compiled as well
         if distributed.world() == 1:
             return self.core
         ids = [self.device.index] if self.device.type == "cuda" else None
