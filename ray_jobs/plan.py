@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dear_core import build, presets, tracking
+from dear_core import build, presets, starting_weights, tracking
 from dear_core.config import RunConfig
 from dear_core.data import synthetic
 from dear_core.errors import InputError
@@ -42,6 +42,8 @@ class Plan:
     gflops: dict[str, float]
     results: Path
     uri: str
+    weights: tuple[str, ...] = ()
+    """What was loaded from weights files, a line each, as the arms' networks were built."""
 
     @property
     def key(self) -> str:
@@ -72,7 +74,7 @@ def make_demo_data(base: RunConfig) -> None:
 def make(sweep: search.Sweep, base: RunConfig, results: Path) -> Plan:
     """Check every arm before anything runs: keys, files, sizes, and that its network can be built."""
     base = base.replace(_absolute(base))
-    runs, gflops = {}, {}
+    runs, gflops, weights = {}, {}, {}
     for arm in search.arms(sweep.space):
         try:
             config = build.resolve(base.replace(arm.values))
@@ -83,7 +85,9 @@ def make(sweep: search.Sweep, base: RunConfig, results: Path) -> Plan:
             ) from None
         runs[arm.name] = (arm, config)
         gflops[arm.name] = build.cost(config, network)["gflops"]
-    return Plan(sweep, base, runs, gflops, results, tracking.default_uri(results))
+        for part, loaded in starting_weights.reports(network).items():
+            weights[f"{part}: {loaded.summary()}"] = None
+    return Plan(sweep, base, runs, gflops, results, tracking.default_uri(results), tuple(weights))
 
 
 def _absolute(base: RunConfig) -> dict[str, str]:

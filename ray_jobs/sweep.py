@@ -84,6 +84,8 @@ def main(options: Options) -> int:
     if options.fresh:
         planning.set_aside(plan, options.experiment)
     console.print(f"[bold]{sweep.name}[/]: {sweep.question}", soft_wrap=True)
+    for line in plan.weights:
+        console.print(f"Weights of {line}", soft_wrap=True, highlight=False, markup=False)
     pending = plan.pending()
     console.print(f"{len(plan.runs)} arms, {len(plan.runs) - len(pending)} of them finished before.")
     failures: list[report.Failure] = []

@@ -10,7 +10,7 @@ from dear_core.models.clip_towers import build_tower, random_tower
 from dear_core.models.dear import DEAR
 from dear_core.models.flops import Flops, count, parameters
 from dear_core.models.fusion import GatedCrossAttention, PairFusion
-from dear_core.models.selective_scan import selective_scan
+from dear_core.models.selective_scan import Direction, selective_scan, selective_scan_reference
 from dear_core.models.side4video import Side4Video
 from dear_core.models.videomamba import VideoMamba
 from dear_core.models.weights import (
@@ -23,6 +23,7 @@ from dear_core.models.weights import (
 __all__ = [
     "DEAR",
     "ChannelLastBatchNorm",
+    "Direction",
     "Flops",
     "FrozenTower",
     "GatedCrossAttention",
@@ -38,5 +39,6 @@ __all__ = [
     "parameters",
     "random_tower",
     "selective_scan",
+    "selective_scan_reference",
     "tower_hash",
 ]

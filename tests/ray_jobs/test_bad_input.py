@@ -51,6 +51,16 @@ def test_a_value_of_the_wrong_type(refuse):
     assert "train.lr: input should be a valid number" in refuse("train.lr=fast")
 
 
+def test_an_unknown_preset(refuse):
+    sentence = refuse(arguments=("--preset", "ssv2_vitb61"))
+    assert "ssv2_vitb61" in sentence and "ssv2_vitb16" in sentence
+
+
+def test_a_missing_weights_file(refuse, tmp_path):
+    sentence = refuse(f"model.videomamba.pretrained={tmp_path}/mamba.pth")
+    assert f"model.videomamba.pretrained: {tmp_path}/mamba.pth: no such file" in sentence
+
+
 def test_a_missing_data_folder(refuse, tmp_path):
     sentence = refuse(root=tmp_path / "nowhere")
     assert f"data.root: {tmp_path}/nowhere is no folder; it should hold labels.json" in sentence
