@@ -1,4 +1,4 @@
-# demo · test · lint · ui   (each sets up what it needs)
+# demo · test · lint · bench · ui   (each sets up what it needs)
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo test quick lint ui setup runtime system-packages clean
+.PHONY: demo test quick lint bench ui setup runtime system-packages clean
 .DEFAULT_GOAL := demo
 
 demo: runtime  ## the paper's four rows on the demo data; FRESH=1 trains anew
@@ -21,6 +21,9 @@ quick: setup  ## the tests that take less than two minutes
 lint: setup
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+
+bench: runtime  ## the model's speed and memory on this machine's CPU, as ratios
+	@$(PY) benchmarks/model.py
 
 ui: runtime  ## MLflow's UI on the runs of this folder
 	@$(PY) -m mlflow ui --backend-store-uri sqlite:///$(CURDIR)/results/mlflow.db --host 127.0.0.1 --port 5000

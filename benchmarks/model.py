@@ -23,13 +23,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler speaks of missing GPUs otherwise
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as in trials, see ray_jobs/schedule.py
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import reference
+from benchmarks import reference, timing
 from dear_core.models import (
     DEAR,
     Direction,
@@ -76,17 +77,6 @@ class Row:
 HEADINGS = ["", "ours", "plain", "plain / ours", "floor", "ours / floor", "aim", ""]
 
 
-def median_time(run: Callable[[], object], repeats: int) -> float:
-    """Seconds, the median of `repeats` runs after one that is not counted."""
-    run()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return sorted(times)[len(times) // 2]
-
-
 def matmul_rate(dtype: torch.dtype) -> float:
     """Operations a second of this machine's best way to multiply matrices of the tower's MLP."""
     x, weight = torch.randn(1576, 768, dtype=dtype), torch.randn(3072, 768, dtype=dtype)
@@ -94,6 +84,10 @@ def matmul_rate(dtype: torch.dtype) -> float:
     ways = (lambda: F.linear(x, weight), lambda: F.conv2d(image, weight[:, :, None, None]))
     best = min(min(_once(way) for _ in range(20)) for way in ways)
     return 2 * 1576 * 768 * 3072 / best
+
+
+def median_time(run: Callable[[], object], repeats: int) -> float:
+    return timing.median_time(run, repeats=repeats, warmup=1, device=torch.device("cpu"))
 
 
 def _once(run: Callable[[], object]) -> float:

@@ -5,8 +5,9 @@ counted on the meta device, so nothing is computed and a ViT-B takes about a sec
 to be counted can be built there too (`without_weights`).
 
 Convention: a multiply-add is 2 operations (papers that say "GFLOPs" for GMACs show half of this).
-Counted: matrix products, convolutions and attention, by the formulas of torch's flop counter, and the
-selective scan by formula. Not counted: norms, activations, softmax, additions, shifts.
+Counted: matrix products, convolutions and attention, by the formulas of torch's flop counter, the
+selective scan and Mamba's short convolution, whose operators bring a formula each (`selective_scan`,
+`causal_conv`). Not counted: norms, activations, softmax, additions, shifts.
 
 The scan's formula is 9*B*L*D*N + 2*B*L*D a direction: 9 operations a state is the convention of the
 counters published with VMamba and Vim (`flops_selective_scan_fn`), 2 more add D*u to the result.
@@ -35,8 +36,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
-
-from dear_core.models.videomamba import MambaMixer
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,12 @@ def count(
         stack.enter_context(torch.set_grad_enabled(backward))
         stack.enter_context(meter.counter)
         functional_call(model, state, (clip,))
-        total = meter.counter.total + sum(meter.scans.values())
+        total = meter.counter.total
         weights = {
             name: [state[key] for key in learning if key.startswith(f"{name}.")] for name, _ in parts(model)
         }
         steps = {name: meter.backward(name, group) for name, group in weights.items()} if backward else {}
-    by_part = {name: meter.products.get(name, 0) + meter.scans.get(name, 0) for name, _ in parts(model)}
+    by_part = {name: meter.products.get(name, 0) for name, _ in parts(model)}
     return Flops(total_flops=total, by_part=by_part, backward_by_part=steps)
 
 
@@ -178,12 +177,11 @@ def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, *settings: Any, out_
 
 
 class _Meter:
-    """Credits to each part what runs inside it, and adds the scans, which the counter cannot see."""
+    """Credits to each part what runs inside it."""
 
     def __init__(self) -> None:
         self.counter = _Counter()
         self.products: dict[str, int] = {}
-        self.scans: dict[str, int] = {}
         self._calls: dict[str, list[tuple[list[Tensor], list[Tensor]]]] = {}
 
     @contextmanager
@@ -198,15 +196,10 @@ class _Meter:
             call = (_differentiable((args, kwargs)), _differentiable(output))
             self._calls.setdefault(name, []).append(call)
 
-        def add_scans(mixer: MambaMixer, inputs: tuple[Tensor, ...]) -> None:
-            self.scans[name] = self.scans.get(name, 0) + _scan_flops(mixer, inputs[0])
-
         handles = [
             part.register_forward_pre_hook(enter, with_kwargs=True),
             part.register_forward_hook(leave, with_kwargs=True),
         ]
-        mixers = [module for module in part.modules() if isinstance(module, MambaMixer)]
-        handles += [mixer.register_forward_pre_hook(add_scans) for mixer in mixers]
         try:
             yield
         finally:
@@ -225,15 +218,8 @@ class _Meter:
                     retain_graph=True,
                     allow_unused=True,
                 )
-        scans = 2 * self.scans.get(name, 0) if weights else 0
-        return self.counter.total - before + scans
+        return self.counter.total - before
 
 
 def _differentiable(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
-
-
-def _scan_flops(mixer: MambaMixer, x_BLD: Tensor) -> int:
-    """Both directions' scans."""
-    inner, states = mixer.A_log.shape
-    return 2 * x_BLD.shape[0] * x_BLD.shape[1] * inner * (9 * states + 2)

@@ -6,11 +6,6 @@ channels, so LLVM turns them into SIMD, exp included (a polynomial, as libm's wo
 element at a time). Bias, softplus and the direct term D*u are done on the way, so delta and y cross the
 memory once. Only the state at the start of each chunk is kept; the backward recomputes the rest.
 
-Threads: the kernels are serial and release the GIL, and Python threads share the blocks out. Numba's
-own `parallel=True` is not used: its `workqueue` layer aborts the process when two threads call it, and
-trials do run in threads; its OpenMP layer does not survive a fork. Blocks write to places of their
-own and are summed in a fixed order, so the number of threads does not change a result.
-
 What it does not do: float32 on the CPU only, and no gradients by itself (see `selective_scan`).
 
 Legend: B clips, D channels, L time steps, N states a channel, S steps a chunk, K chunks, W channels a
@@ -19,33 +14,18 @@ array, its strides over clips, channels (or states) and steps, and the place of 
 runs backwards is a negative stride.
 """
 
-import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from dear_core.models.numba_simd import LOG2_E, compiled, exp2, share_out
 from dear_core.models.scan_torch import Direction
 
 WIDTH = 64  # W: 16 SSE, 8 AVX or 4 AVX-512 vectors; a block's states take 4 KB at N = 16
 STEPS = 16  # S: a chunk's states and decays take 2 x 64 KB at N = 16, within any L2 cache
-LOG2_E = 1.4426950408889634
-# 2**f on [-0.5, 0.5], interpolated at the 7 Chebyshev nodes, highest power first (error 1e-7)
-EXP2_POLYNOMIAL = (
-    0.00015461444693294768,
-    0.00134004281782533,
-    0.009618056678553505,
-    0.05550327226668675,
-    0.24022650922288294,
-    0.6931472067028335,
-    1.0,
-)
 # log(1 + y) / y on [0, 1], interpolated at the 10 Chebyshev nodes, highest power first (error 5e-9)
 LOG1P_POLYNOMIAL = (
     -0.0031760570031637565,
@@ -59,39 +39,6 @@ LOG1P_POLYNOMIAL = (
     -0.4999989264806066,
     0.9999999946562921,
 )
-
-
-@intrinsic
-def _exp2(typingctx, exponent):
-    """2**exponent in float32 without a call or a branch, so that loops around it vectorise.
-
-    The exponent is held to [-126, 127]: below it the result is 1e-38 instead of a smaller number.
-    """
-
-    def codegen(_context, builder, _signature, args):
-        f32, i32 = ir.FloatType(), ir.IntType(32)
-
-        def number(value: float) -> ir.Constant:
-            return ir.Constant(f32, float(np.float32(value)))
-
-        t = args[0]
-        t = builder.select(builder.fcmp_ordered(">", t, number(-126.0)), t, number(-126.0))
-        t = builder.select(builder.fcmp_ordered("<", t, number(127.0)), t, number(127.0))
-        # Truncating t + 127.5 > 0 rounds t to an integer and adds float32's exponent bias.
-        biased = builder.fptosi(builder.fadd(t, number(127.5)), i32)
-        whole = builder.sitofp(builder.sub(biased, ir.Constant(i32, 127)), f32)
-        f = builder.fsub(t, whole)
-        value = number(EXP2_POLYNOMIAL[0])
-        for coefficient in EXP2_POLYNOMIAL[1:]:
-            product = builder.fmul(value, f, flags=("contract",))
-            value = builder.fadd(product, number(coefficient), flags=("contract",))
-        power = builder.bitcast(builder.shl(biased, ir.Constant(i32, 23)), f32)
-        return builder.fmul(value, power)
-
-    return types.float32(types.float32), codegen
-
-
-_compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 
 
 @intrinsic
@@ -110,7 +57,7 @@ def _log1p_ratio(typingctx, y):
     return types.float32(types.float32), codegen
 
 
-@_compiled
+@compiled
 def _load(sheet, b, channel, step, channels, steps, tile_SW):
     """Copy a corner of one clip into a [S, W] tile; what lies outside reads as zero."""
     flat, stride_b, stride_d, stride_l, first = sheet
@@ -130,7 +77,7 @@ def _load(sheet, b, channel, step, channels, steps, tile_SW):
                 tile_SW[s, d] = flat[column + s * stride_l]
 
 
-@_compiled
+@compiled
 def _store(tile_SW, sheet, b, channel, step, channels, steps):
     """The inverse of `_load`."""
     flat, stride_b, stride_d, stride_l, first = sheet
@@ -148,7 +95,7 @@ def _store(tile_SW, sheet, b, channel, step, channels, steps):
                 flat[column + s * stride_l] = tile_SW[s, d]
 
 
-@_compiled
+@compiled
 def _load_states(sheet, b, step, steps, tile_SN):
     """Copy some steps of B or C into a [S, N] tile."""
     flat, stride_b, stride_n, stride_l, first = sheet
@@ -163,14 +110,14 @@ def _load_states(sheet, b, step, steps, tile_SN):
                 tile_SN[s, n] = flat[row + n * stride_n]
 
 
-@_compiled
+@compiled
 def _step_sizes(delta_SW, bias_W, softplus, sigmoid_SW):
     """Raw delta to step sizes, in place; sigmoid_SW gets their derivative."""
     for s in range(STEPS):
         for d in range(WIDTH):
             raw = delta_SW[s, d] + bias_W[d]
             if softplus:
-                small = _exp2(-abs(raw) * np.float32(LOG2_E))
+                small = exp2(-abs(raw) * np.float32(LOG2_E))
                 delta_SW[s, d] = max(raw, np.float32(0.0)) + small * _log1p_ratio(small)
                 over = np.float32(1.0) / (np.float32(1.0) + small)
                 sigmoid_SW[s, d] = over if raw >= np.float32(0.0) else small * over
@@ -179,7 +126,7 @@ def _step_sizes(delta_SW, bias_W, softplus, sigmoid_SW):
                 sigmoid_SW[s, d] = np.float32(1.0)
 
 
-@_compiled
+@compiled
 def _forward(first, stride, size, softplus, save, u, delta, B, C, y, A_PNW, D_PW, bias_PW, starts_BPKNW):
     """Run the tasks first, first + stride, ...; y is filled, and the chunks' first states if `save`."""
     clips, channels, L = size
@@ -209,14 +156,14 @@ def _forward(first, stride, size, softplus, save, u, delta, B, C, y, A_PNW, D_PW
                     u_SW[s, d] *= delta_SW[s, d]
                 for n in range(N):
                     for d in range(WIDTH):
-                        decay = _exp2(delta_SW[s, d] * rate_NW[n, d])
+                        decay = exp2(delta_SW[s, d] * rate_NW[n, d])
                         h = decay * h_NW[n, d] + u_SW[s, d] * B_SN[s, n]
                         h_NW[n, d] = h
                         y_SW[s, d] += h * C_SN[s, n]
             _store(y_SW, y, b, p * WIDTH, k * STEPS, width, steps)
 
 
-@_compiled
+@compiled
 def _recompute(steps, first_NW, delta_SW, drive_SW, rate_NW, B_SN, decay_SNW, h_SNW):
     """Fill a chunk's decays and its states, h_SNW[0] being the state before the chunk."""
     h_SNW[0] = first_NW
@@ -224,12 +171,12 @@ def _recompute(steps, first_NW, delta_SW, drive_SW, rate_NW, B_SN, decay_SNW, h_
         for n in range(rate_NW.shape[0]):
             B = B_SN[s, n]
             for d in range(WIDTH):
-                decay_SNW[s, n, d] = _exp2(delta_SW[s, d] * rate_NW[n, d])
+                decay_SNW[s, n, d] = exp2(delta_SW[s, d] * rate_NW[n, d])
             for d in range(WIDTH):
                 h_SNW[s + 1, n, d] = decay_SNW[s, n, d] * h_SNW[s, n, d] + drive_SW[s, d] * B
 
 
-@_compiled
+@compiled
 def _chunk_backward(
     steps, delta_SW, drive_SW, dy_SW, A_NW, B_SN, C_SN, decay_SNW, h_SNW,
     g_NW, through_W, dA_NW, dB_SN, dC_SN, ddecay_SW, ddrive_SW,
@@ -262,7 +209,7 @@ def _chunk_backward(
                 ddecay_SW[s, d] += through_W[d] * A_NW[n, d]
 
 
-@_compiled
+@compiled
 def _backward(
     first, stride, size, softplus, u, delta, B, C, dy, du, ddelta, A_PNW, D_PW, bias_PW,
     starts_BPKNW, dA_BPNW, dD_BPW, dbias_BPW, dB_PBLN, dC_PBLN,
@@ -315,24 +262,6 @@ def _backward(
             _store(ddrive_SW, du, b, channel, low, width, steps)
 
 
-@functools.lru_cache(maxsize=4)
-def _pool(_process: int, workers: int) -> ThreadPoolExecutor:
-    """Idle threads, kept between calls; keyed by the process, as threads do not survive a fork."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="selective-scan")
-
-
-def _share_out(kernel: Callable[..., None], tasks: int, *arguments: object) -> None:
-    """Run `kernel(first, stride, ...)` on torch's number of threads, this one included."""
-    workers = max(1, min(torch.get_num_threads(), tasks))
-    others = []
-    if workers > 1:
-        pool = _pool(os.getpid(), workers - 1)
-        others = [pool.submit(kernel, first, workers, *arguments) for first in range(1, workers)]
-    kernel(0, workers, *arguments)
-    for other in others:
-        other.result()
-
-
 def _blocks(rows: Tensor) -> np.ndarray:
     """A_DN -> A_PNW, or a vector [D] -> [P, W]; the last block is padded with zeros."""
     D = rows.shape[0]
@@ -364,7 +293,7 @@ def scan_forward(direction: Direction, *, softplus: bool, save: bool) -> tuple[T
     y = torch.empty_like(u)
     starts = u.new_empty(starts_shape(u, A) if save else (1, 1, 0, 1, 1))
     A_PNW = _blocks(A)
-    _share_out(
+    share_out(
         _forward,
         u.shape[0] * A_PNW.shape[0],
         tuple(u.shape),
@@ -376,7 +305,7 @@ def scan_forward(direction: Direction, *, softplus: bool, save: bool) -> tuple[T
         _blocks(bias),
         starts.numpy(),
     )
-    return y, starts
+    return y, starts if save else u.new_empty(0)
 
 
 def scan_backward(
@@ -391,7 +320,7 @@ def scan_backward(
     dA_BPNW = u.new_empty(batch, P, N, W)
     dD_BPW, dbias_BPW = u.new_empty(batch, P, W), u.new_empty(batch, P, W)
     dB_PBLN, dC_PBLN = (u.new_empty(P, batch, length, N) for _ in range(2))
-    _share_out(
+    share_out(
         _backward,
         batch * P,
         tuple(u.shape),

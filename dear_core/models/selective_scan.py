@@ -17,12 +17,14 @@ Legend: B clips, D channels, L time steps, N states a channel.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from dear_core.models.scan_torch import Direction, scan_chunked, selective_scan_reference
 
@@ -143,9 +145,11 @@ def _scan_forward(tensors: list[Tensor], reverse: list[bool], softplus: bool, sa
 @_scan_forward.register_fake
 def _(tensors: list[Tensor], reverse: list[bool], softplus: bool, save: bool) -> list[Tensor]:
     directions = _directions(tensors, reverse)
-    kernel = _triton_scan() if tensors[0].is_cuda else _numba_scan()
     ys = [torch.empty_like(one.u_BDL) for one in directions]
-    shapes = [kernel.starts_shape(one.u_BDL, one.A_DN) if save else (0,) for one in directions]
+    shapes = [(0,) for _ in directions]
+    if save and not tensors[0].is_meta:
+        kernel = _triton_scan() if tensors[0].is_cuda else _numba_scan()
+        shapes = [kernel.starts_shape(one.u_BDL, one.A_DN) for one in directions]
     return ys + [
         one.u_BDL.new_empty(shape, dtype=torch.float32) for one, shape in zip(directions, shapes, strict=True)
     ]
@@ -178,12 +182,25 @@ def _(
     return gradients
 
 
+@register_flop_formula(torch.ops.dear.scan_forward)
+def _forward_flops(shapes, *_others, **_outputs) -> int:
+    """9*B*L*D*N + 2*B*L*D a direction, the convention that `flops` explains."""
+    groups = [shapes[index : index + TENSORS] for index in range(0, len(shapes), TENSORS)]
+    return sum(math.prod(group[0]) * (9 * group[2][1] + 2) for group in groups)
+
+
+@register_flop_formula(torch.ops.dear.scan_backward)
+def _backward_flops(shapes, *_others, **_outputs) -> int:
+    """Twice the forward; states that are computed again are not counted."""
+    return 2 * _forward_flops(shapes)
+
+
 def _has_operator(u_BDL: Tensor, work: torch.dtype) -> bool:
     if work != torch.float32:
         return False
     if u_BDL.is_cuda:
         return torch.version.hip is None and _has_kernel("cuda")
-    return u_BDL.device.type in ("cpu", "meta") and _has_kernel("cpu")
+    return u_BDL.is_meta or (u_BDL.device.type == "cpu" and _has_kernel("cpu"))
 
 
 @torch.compiler.assume_constant_result

@@ -22,6 +22,7 @@ from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dear_core.models.causal_conv import causal_conv_silu
 from dear_core.models.selective_scan import Direction, scan_directions
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # mamba_simple.py: dt_min, dt_max, dt_init_floor
@@ -106,33 +107,13 @@ class MambaMixer(nn.Module):
         reverse: bool,
     ) -> Direction:
         """What the scan of one direction reads; the tokens stay in their order in either."""
-        u_BLE = F.silu(causal_conv(x_BLE, conv.weight[:, 0], conv.bias, reverse=reverse))
+        u_BLE = causal_conv_silu(x_BLE, conv.weight[:, 0], conv.bias, reverse=reverse)
         widths = [self.dt_rank, self.d_state, self.d_state]
         dt_BLR, B_BLS, C_BLS = x_proj(u_BLE).split(widths, dim=-1)
         delta_BLE = F.linear(dt_BLR, dt_proj.weight)
         A_ES = -torch.exp(A_log_ES.float())
         u_BEL, delta_BEL, B_BSL, C_BSL = (x.transpose(1, 2) for x in (u_BLE, delta_BLE, B_BLS, C_BLS))
         return Direction(u_BEL, delta_BEL, A_ES, B_BSL, C_BSL, D_E, dt_proj.bias, reverse)
-
-
-def causal_conv(x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, *, reverse: bool) -> Tensor:
-    """Depth-wise convolution over time that sees the present and the K-1 steps before it -> [B, L, E].
-
-    With `reverse` it sees the K-1 steps after it: the convolution of the flipped sequence, flipped back.
-    """
-    length, reach = x_BLE.shape[1], weight_EK.shape[1] - 1
-    if reverse:
-        weight_EK = weight_EK.flip(1)
-    # An image of one row in channel-last memory: no transposition, and oneDNN's quickest kernel.
-    y_BE1L = F.conv2d(
-        x_BLE.transpose(1, 2)[:, :, None],
-        weight_EK[:, None, None],
-        bias_E,
-        padding=(0, reach),
-        groups=weight_EK.shape[0],
-    )
-    first = reach if reverse else 0
-    return y_BE1L[:, :, 0, first : first + length].transpose(1, 2)
 
 
 def _s4d_real_log(inner: int, d_state: int) -> Tensor:

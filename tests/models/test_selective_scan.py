@@ -225,6 +225,7 @@ def test_operators_keep_torchs_rules():
         tensors = [x.detach() for x in inputs[:6] + inputs[7:]]
         forward, backward = torch.ops.dear.scan_forward, torch.ops.dear.scan_backward
         torch.library.opcheck(forward, (tensors, [True], True, True))
+        torch.library.opcheck(forward, (tensors, [False], True, False))
         y, starts = forward(tensors, [True], True, True)
         torch.library.opcheck(backward, (tensors, [starts], [y], [True], True))
 

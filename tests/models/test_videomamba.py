@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from dear_core.models import VideoMamba
-from dear_core.models.videomamba import DT_MAX, DT_MIN, causal_conv
+from dear_core.models.videomamba import DT_MAX, DT_MIN
 from dear_core.models.weights import load_videomamba
 
 
@@ -98,17 +98,6 @@ def test_delta_biases_start_with_mambas_range(make_mamba):
             assert steps.min() >= DT_MIN * 0.99
             assert steps.max() <= DT_MAX * 1.01
             assert steps.std() > 0
-
-
-@pytest.mark.parametrize("length", [1, 2, 9])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_causal_conv_equals_conv1d(length, reverse):
-    x, weight, bias = torch.randn(2, 6, length), torch.randn(6, 4), torch.randn(6)
-    ordered = x.flip(-1) if reverse else x
-    want = F.conv1d(ordered, weight[:, None], bias, padding=3, groups=6)[..., :length]
-    want = want.flip(-1) if reverse else want
-    got = causal_conv(x.transpose(1, 2), weight, bias, reverse=reverse)
-    torch.testing.assert_close(got, want.transpose(1, 2))
 
 
 def test_runs_under_bfloat16_autocast(make_mamba):
