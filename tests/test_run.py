@@ -72,8 +72,13 @@ def test_a_checkpoint_has_no_frozen_weights_and_no_state_for_them(config, tmp_pa
     assert not [name for name in saved.model if name.startswith("tower.")]
     assert len(saved.optimizer["state"]) == len(trainable)
     assert saved.tower is not None and saved.config == config
-    frozen = sum(p.numel() * 4 for p in network.tower.parameters())
+    frozen = sum(p.nbytes for p in network.tower.parameters())
     assert frozen > 0 and not any(p.requires_grad for p in network.tower.parameters())
+    own = sum(tensor.nbytes for tensor in saved.model.values())
+    moments = 2 * sum(p.nbytes for p in trainable)  # AdamW's two
+    names = frozen // 2  # room for keys, config and headers, which a tower would not fit into
+    assert own < RunFolder(tmp_path, config.key).best.stat().st_size < own + names
+    assert own + moments < RunFolder(tmp_path, config.key).last.stat().st_size < own + moments + names
 
 
 def test_the_result_says_what_the_table_needs(config, tmp_path):
