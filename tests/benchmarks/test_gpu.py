@@ -43,6 +43,7 @@ def test_a_spent_time_limit_skips_and_says_so(tmp_path):
     assert "Skipped" in done.stdout
 
 
+@pytest.mark.slow
 def test_it_imports_no_more_than_a_gpu_machine_has():
     code = f"""
 import runpy, sys

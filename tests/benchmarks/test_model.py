@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_every_row_is_measured(run_command, tmp_path):
     done = run_command(
         "benchmarks/model.py",
@@ -22,6 +25,7 @@ def test_every_row_is_measured(run_command, tmp_path):
     assert sum(line.startswith("| ") for line in done.stdout.splitlines()) == len(rows) + 2
 
 
+@pytest.mark.slow
 def test_a_wrong_size_is_one_sentence(run_command):
     done = run_command("benchmarks/model.py", "--size", "huge")
     assert done.returncode == 2 and "invalid choice: 'huge'" in done.stderr

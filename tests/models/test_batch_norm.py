@@ -65,6 +65,7 @@ def rank_main(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_the_whole_batch(tmp_path):
     layer, x, weight = make_case()
     # The whole batch in double precision: a large mean costs float32 itself a digit.

@@ -46,6 +46,7 @@ def checkpointed(model):
 @pytest.mark.parametrize(
     ("row", "backend"), [(ALL[:1], "aot_eager"), ((ALL[0], ALL[2]), "aot_eager"), (ALL, "eager")], ids=str
 )
+@pytest.mark.slow
 def test_rows_compile_without_a_break(row, backend, make_dear, make_clip):
     torch.compiler.reset()
     model, clip = make_dear(*row), make_clip(*dict.fromkeys(key.split(":")[0] for key in row))
@@ -68,7 +69,7 @@ def test_the_side_network_compiles_to_machine_code(make_dear, make_clip):
     assert distance(got, want) < 1e-4
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_checkpointing_changes_memory_and_nothing_else(mode, make_dear, make_clip):
     torch.compiler.reset()
     model, clip = make_dear(*ALL), make_clip("rgb", "depth")

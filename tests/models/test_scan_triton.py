@@ -73,6 +73,7 @@ def check(directions, assert_close_to_peak, *, softplus=True, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("chosen", "least"), [("half", 2), pytest.param("", 14, marks=pytest.mark.slow)], ids=["quick", "all"]
 )
+@pytest.mark.slow
 def test_the_interpreter_agrees(chosen, least):
     run = subprocess.run(
         [
@@ -242,6 +243,7 @@ def registers_and_stack(kernel, folder):
 @compiled
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("capability", [80, 90], ids=lambda capability: f"sm_{capability}")
+@pytest.mark.slow
 def test_kernels_compile_and_fit_registers(capability, dtype, compile_for, tmp_path):
     """The forward spills nothing, the backward little (with Triton 3.6 as with 3.8, see the figures)."""
     found = compile_for(capability)
@@ -267,6 +269,7 @@ def test_one_direction_compiles(compile_for):
 
 
 @compiled
+@pytest.mark.slow
 def test_a_machine_without_triton_is_told_apart():
     code = """
 import sys

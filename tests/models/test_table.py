@@ -32,6 +32,7 @@ def paper():
     return [table.measure(config, chosen.classes) for config in table.configs(chosen)]
 
 
+@pytest.mark.slow
 def test_the_papers_rows_in_full_size(paper):
     assert [row.row for row in paper] == [
         "RGB",
@@ -111,6 +112,7 @@ def run(*words):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_json_is_one_object():
     done = run("--preset", "demo", "--classes", "4", "--json")
     assert done.returncode == 0 and done.stderr == ""
@@ -120,6 +122,7 @@ def test_json_is_one_object():
     assert set(report["rows"][0]["parts"]["tower"]) == set(FIELDS)
 
 
+@pytest.mark.slow
 def test_a_misspelt_key_ends_with_code_2():
     done = run("--set", "train.epoch=3")
     assert (done.returncode, done.stdout) == (2, "")

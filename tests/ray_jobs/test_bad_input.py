@@ -56,6 +56,7 @@ def test_an_unknown_preset(refuse):
     assert "ssv2_vitb61" in sentence and "ssv2_vitb16" in sentence
 
 
+@pytest.mark.slow
 def test_a_missing_weights_file(refuse, tmp_path):
     sentence = refuse(f"model.videomamba.pretrained={tmp_path}/mamba.pth")
     assert f"model.videomamba.pretrained: {tmp_path}/mamba.pth: no such file" in sentence
@@ -74,12 +75,14 @@ def test_an_annotation_that_names_a_missing_video(refuse, broken):
     assert f"validation.json: names {entries[0]['id']}.webm, not found in {broken}/videos" in sentence
 
 
+@pytest.mark.slow
 def test_an_unwritable_output_folder(refuse, tmp_path):
     (tmp_path / "taken").write_text("a file where the folder should be")
     sentence = refuse(arguments=("--results", tmp_path / "taken" / "results"))
     assert "taken/results: results cannot be written there" in sentence and "--results" in sentence
 
 
+@pytest.mark.slow
 def test_a_branch_list_without_a_stream(refuse, tmp_path):
     sweep = tmp_path / "nothing.py"
     sweep.write_text(SWEEP.format(branches=[]))
@@ -87,6 +90,7 @@ def test_a_branch_list_without_a_stream(refuse, tmp_path):
     assert "model.branches: no branch, so no stream gives scores; name at least rgb:side4video" in sentence
 
 
+@pytest.mark.slow
 def test_sizes_that_do_not_fit_name_the_arm(refuse):
     sentence = refuse("model.fusion.heads=3")
     assert "model: " in sentence and "heads" in sentence and "(arm RGB+Depth(VideoMamba))" in sentence
