@@ -64,6 +64,27 @@ def test_eval_gives_the_figures_of_training_to_the_digit(config, tmp_path):
     assert scores["recorded"] == {name: result[name] for name in ("loss", "top1", "top5")}
 
 
+def test_checkpointing_trains_the_same_run_to_the_bit(config, tmp_path):
+    plain = run(config, tmp_path / "plain")
+    thrifty = config.replace({"train.gradient_checkpointing": True})
+    assert thrifty.key == config.key
+    kept = run(thrifty, tmp_path / "thrifty")
+    for name in ("loss", "top1", "top5", "per_class"):
+        assert kept[name] == plain[name], name
+
+
+@pytest.mark.slow
+def test_bf16_and_compiled_runs_train_and_are_evaluated(config, tmp_path):
+    config = config.replace(
+        {"train.precision": "bf16", "model.branches": ["rgb:side4video"], "train.epochs": 1}
+    )
+    plain = run(config, tmp_path / "plain")
+    compiled = run(config.replace({"train.compile": True}), tmp_path / "compiled")
+    assert abs(compiled["loss"] - plain["loss"]) < 2e-2 * plain["loss"]
+    scores = evaluate_checkpoint(RunFolder(tmp_path / "compiled", config.key).last)  # in eager mode
+    assert abs(scores["loss"] - compiled["loss"]) < 2e-2 * compiled["loss"]
+
+
 def test_a_checkpoint_has_no_frozen_weights_and_no_state_for_them(config, tmp_path):
     run(config, tmp_path)
     saved = checkpoint.read(RunFolder(tmp_path, config.key).last)

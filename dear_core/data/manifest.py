@@ -1,76 +1,118 @@
-"""Which clips a data set has, read from its annotation files; nothing is decoded here.
+"""Which clips a data set has: what every reader in ``formats`` gives, and what can be asked of it.
 
-One reader so far: Something-Something V2 as distributed (Goyal et al. 2017), a folder of ``ID.webm`` files
-with ``labels.json``, ``train.json`` and ``validation.json``, also under the longer
-``something-something-v2-*.json`` names. Labels come from ``template`` with its brackets removed.
+Nothing is decoded here. A clip is a whole video file, a folder of frame files, or a part of either. Its
+*source* is what is decoded: the file or folder, by the path below the videos' folder without its suffix; a
+depth store has one depth video a source, under that name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dear_core.errors import InputError
 
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class FrameSpan:
+    """Frames ``start`` to ``stop`` of the source, counted from 0, without ``stop``."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TimeSpan:
+    """Seconds of the source."""
+
+    start: float
+    stop: float
+
+
+Span = FrameSpan | TimeSpan
 
 
 @dataclass(frozen=True)
 class Clip:
     id: str
+    """Its name in messages and predictions, unique in its split."""
     path: Path
-    label: int
+    """A video file, or a folder of frame files."""
+    labels: tuple[int, ...] | None
+    """The class of every head; None where the annotation gives none (a test split)."""
+    source: str
+    span: Span | None = None
+    """The part of the source; None: all of it."""
+    frames: int | None = None
+    """Frames of the source, where the annotation says so."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """``classes[label]`` is a class's text; ``splits["train"]`` its clips in annotation order."""
+    """A data set. ``splits`` has train and validation, and test where it was distributed."""
 
     root: Path
-    classes: tuple[str, ...]
+    heads: dict[str, tuple[str, ...]]
+    """What is recognised, with the texts of its classes: ``{"label": …}``, or ``{"verb": …, "noun": …}``."""
     splits: dict[str, tuple[Clip, ...]]
+    frame_pattern: str | None = None
+    """Name of a frame's file where sources are folders, for example ``img_{:05d}.jpg``; the first is 1."""
 
     def identity(self, depth_store: str | None = None) -> str:
-        """Hash of labels, clips, file sizes and, where a depth store is read, what made that store."""
-        digest = hashlib.sha256(json.dumps([self.classes, depth_store]).encode())
-        for split in SPLITS:
+        """Hash of classes, clips, file sizes and, where a depth store is read, what made that store.
+
+        Only splits that training and validation read count. The files must be there.
+        """
+        digest = hashlib.sha256(json.dumps([self.heads, depth_store]).encode())
+        sizes: dict[Path, int | None] = {}
+        for split in ("train", "validation"):
             for clip in self.splits[split]:
-                line = f"{split} {clip.id} {clip.label} {clip.path.stat().st_size}\n"
-                digest.update(line.encode())
+                if clip.path not in sizes:
+                    folder = self.frame_pattern is not None
+                    sizes[clip.path] = clip.frames if folder else clip.path.stat().st_size
+                digest.update(f"{split} {clip.id} {clip.labels} {clip.span} {sizes[clip.path]}\n".encode())
         return digest.hexdigest()[:16]
 
-    def flip_targets(self) -> tuple[int | None, ...]:
-        return flip_targets(self.classes)
+    def missing(self, splits: Iterable[str] = ("train", "validation")) -> list[Path]:
+        """Files and folders that clips name and that are not there, each once, in order."""
+        there: dict[Path, set[str]] = {}
+        gone: dict[Path, None] = {}
+        for split in splits:
+            for clip in self.splits.get(split, ()):
+                folder = clip.path.parent
+                if folder not in there:
+                    there[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+                if clip.path.name not in there[folder]:
+                    gone[clip.path] = None
+        return list(gone)
 
+    def require_files(self) -> None:
+        """Raises ``InputError`` that names the first missing video and counts the others."""
+        missing = self.missing()
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(
+                f"{missing[0].name}{others}, named by the annotations in {self.root.absolute()}, not found in "
+                f"{missing[0].parent.absolute()}; add the video or remove the entry"
+            )
 
-def read_ssv2(root: Path, videos: Path | None = None) -> Manifest:
-    """Read Something-Something V2's annotations under ``root``; every named video must exist.
+    def sources(self, splits: Iterable[str] = SPLITS) -> dict[str, Clip]:
+        """Every source once, with the first clip that is cut from it, in order."""
+        found: dict[str, Clip] = {}
+        for split in splits:
+            for clip in self.splits.get(split, ()):
+                found.setdefault(clip.source, clip)
+        return found
 
-    Raises:
-        InputError: a missing folder or file, a broken JSON file, an unknown template, a missing video.
-    """
-    if not root.is_dir():
-        raise InputError(
-            f"data.root: {root.absolute()} is no folder; it should hold labels.json, train.json, "
-            "validation.json and videos/"
-        )
-    videos = videos or _video_folder(root)
-    if not videos.is_dir():
-        raise InputError(f"data.videos: {videos.absolute()} is no folder; it should hold ID.webm files")
-    labels_file = _annotation(root, "labels")
-    labels = _read_json(labels_file, dict)
-    try:
-        index = {text: int(number) for text, number in labels.items()}
-    except (TypeError, ValueError):
-        raise InputError(f"{labels_file}: should map each template to its number") from None
-    if sorted(index.values()) != list(range(len(index))):
-        raise InputError(f"{labels_file}: the numbers should be 0 to {len(index) - 1}, each once")
-    present = {path.name for path in videos.iterdir()}
-    splits = {split: _read_split(_annotation(root, split), index, videos, present) for split in SPLITS}
-    return Manifest(root, tuple(sorted(index, key=index.__getitem__)), splits)
+    def flip_targets(self) -> tuple[tuple[int | None, ...], ...]:
+        """For every head and class the class of the mirrored clip, see :func:`flip_targets`."""
+        return tuple(flip_targets(classes) for classes in self.heads.values())
 
 
 def flip_targets(classes: tuple[str, ...]) -> tuple[int | None, ...]:
@@ -83,53 +125,25 @@ def flip_targets(classes: tuple[str, ...]) -> tuple[int | None, ...]:
     return tuple(index.get(_mirror(text)) for text in classes)
 
 
+def class_names(heads: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """Every class of every head in order; with several heads as ``verb: take``."""
+    for head, classes in heads.items():
+        yield from classes if len(heads) == 1 else (f"{head}: {text}" for text in classes)
+
+
+def unique_ids(clips: Iterable[Clip], where: Path) -> tuple[Clip, ...]:
+    """The clips as a tuple; raises ``InputError`` for an ID that stands twice, and for no clip at all."""
+    by_id: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        by_id[clip.id].append(clip)
+    if not by_id:
+        raise InputError(f"{where}: names no clip; a split needs at least one")
+    twice = [name for name, group in by_id.items() if len(group) > 1]
+    if twice:
+        raise InputError(f"{where}: names {twice[0]} {len(by_id[twice[0]])} times; name each clip once")
+    return tuple(group[0] for group in by_id.values())
+
+
 def _mirror(text: str) -> str:
     swap = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
     return " ".join(swap.get(word, word) for word in text.split(" "))
-
-
-def _video_folder(root: Path) -> Path:
-    distributed = root / "20bn-something-something-v2"
-    return distributed if distributed.is_dir() else root / "videos"
-
-
-def _annotation(root: Path, name: str) -> Path:
-    for candidate in (root / f"{name}.json", root / f"something-something-v2-{name}.json"):
-        if candidate.is_file():
-            return candidate
-    raise InputError(
-        f"data.root: {root.absolute()} has no {name}.json (nor something-something-v2-{name}.json)"
-    )
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no valid JSON ({error})") from None
-    if not isinstance(value, kind):
-        raise InputError(f"{path}: should be a JSON {'object' if kind is dict else 'list'}")
-    return value
-
-
-def _read_split(path: Path, index: dict[str, int], videos: Path, present: set[str]) -> tuple[Clip, ...]:
-    clips, missing = [], []
-    for number, entry in enumerate(_read_json(path, list)):
-        if not isinstance(entry, dict) or not {"id", "template"} <= entry.keys():
-            raise InputError(f"{path}: entry {number} should be an object with id and template")
-        text = str(entry["template"]).replace("[", "").replace("]", "")
-        if text not in index:
-            raise InputError(f"{path}: entry {number} has template '{text}', not in labels.json")
-        name = f"{entry['id']}.webm"
-        if name not in present:
-            missing.append(name)
-        clips.append(Clip(str(entry["id"]), videos / name, index[text]))
-    if missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"{path}: names {missing[0]}{others}, not found in {videos.absolute()}; "
-            "add the video or remove the entry"
-        )
-    if not clips:
-        raise InputError(f"{path}: names no clip; a split needs at least one")
-    return tuple(clips)
