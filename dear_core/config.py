@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from dear_core.config_parts import (
     Branch,
     DataConfig,
+    DepthStoreConfig,
     FusionConfig,
     ModelConfig,
     Part,
@@ -35,6 +36,7 @@ from dear_core.errors import InputError
 __all__ = [
     "Branch",
     "DataConfig",
+    "DepthStoreConfig",
     "FusionConfig",
     "ModelConfig",
     "RunConfig",
@@ -207,13 +209,13 @@ def _tower_part(tower: TowerConfig) -> dict[str, Any]:
 
 def _unread_data(config: RunConfig) -> set[str]:
     """The names below ``data`` that this run does not read."""
-    data, depth_store = config.data, {"depth_model", "depth_height", "depth_normalisation"}
+    data = config.data
     unread = set() if data.format == "epic" else {"task"}
     unread |= {"stride"} if data.sampling != "stride" else set()
     unread |= {"dense_window"} if data.sampling != "dense" else set()
     if "depth" not in config.model.modalities:
-        return unread | depth_store | {"depth"}
-    return unread | depth_store if data.depth == "constant" else unread
+        return unread | {"depth_store", "depth"}
+    return unread | {"depth_store"} if data.depth == "constant" else unread
 
 
 def _fusion_part(model: ModelConfig) -> dict[str, Any]:

@@ -52,6 +52,16 @@ def _parse_branch(value: Any) -> Any:
 BranchField = Annotated[Branch, BeforeValidator(_parse_branch), PlainSerializer(str)]
 
 
+class DepthStoreConfig(Part):
+    """What made the depth that is read; filled in at the start. A store that differs is refused."""
+
+    model: str | None = Field(None, description="The estimator, for example Intel/dpt-hybrid-midas.")
+    weights: str | None = Field(None, description="Hash of its weights.")
+    height: int | None = Field(None, description="Shorter side of the depth videos, in pixels.")
+    normalisation: str | None = Field(None, description="How values became grey levels.")
+    codec: str | None = Field(None, description="How the grey levels were encoded.")
+
+
 class DataConfig(Part):
     """Which clips, and how a clip becomes a tensor."""
 
@@ -82,15 +92,7 @@ class DataConfig(Part):
         "same split; constant, the same value everywhere; time_shuffled, its own in another order of frames.",
     )
     depth_root: str | None = _no_result(None, "Depth store; default ROOT/depth.")
-    depth_model: str | None = Field(
-        None, description="The estimator that the store must be from; filled in at the start."
-    )
-    depth_height: int | None = Field(
-        None, description="The store's shorter side in pixels; filled in at the start."
-    )
-    depth_normalisation: str | None = Field(
-        None, description="How the store was scaled; filled in at the start."
-    )
+    depth_store: DepthStoreConfig = DepthStoreConfig()
     num_frames: int = Field(8, ge=1, description="Frames a clip (paper section 3: 8).")
     sampling: Literal["segments", "stride", "dense"] = Field(
         "segments",

@@ -64,12 +64,12 @@ class Manifest:
     frame_pattern: str | None = None
     """Name of a frame's file where sources are folders, for example ``img_{:05d}.jpg``; the first is 1."""
 
-    def identity(self, depth_store: str | None = None) -> str:
-        """Hash of classes, clips, file sizes and, where a depth store is read, what made that store.
+    def identity(self) -> str:
+        """Hash of classes, clips and file sizes.
 
         Only splits that training and validation read count. The files must be there.
         """
-        digest = hashlib.sha256(json.dumps([self.heads, depth_store]).encode())
+        digest = hashlib.sha256(json.dumps(self.heads).encode())
         sizes: dict[Path, int | None] = {}
         for split in ("train", "validation"):
             for clip in self.splits[split]:
@@ -98,7 +98,7 @@ class Manifest:
         if missing:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise InputError(
-                f"{missing[0].name}{others}, named by the annotations in {self.root.absolute()}, not found in "
+                f"{missing[0].name}{others}, named by the annotations of {self.root}, not found in "
                 f"{missing[0].parent.absolute()}; add the video or remove the entry"
             )
 
