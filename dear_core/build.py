@@ -13,10 +13,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dear_core import distributed, starting_weights
-from dear_core.config import DataConfig, RunConfig
-from dear_core.data.dataset import ClipDataset, EpochBatches
-from dear_core.data.frames import CachedSource, FrameSource, Progress, VideoSource
-from dear_core.data.manifest import Manifest, read_ssv2
+from dear_core.config import DataConfig, DepthStoreConfig, RunConfig
+from dear_core.data import formats
+from dear_core.data.batches import EpochBatches, collate
+from dear_core.data.dataset import ClipDataset, Views
+from dear_core.data.frames import CachedSource, FileSource, FrameSource, Media, Progress
+from dear_core.data.manifest import Manifest
+from dear_core.data.mixing import Mixing
+from dear_core.data.sampling import FrameSampler
 from dear_core.data.transforms import ClipTransform
 from dear_core.depth.store import DepthStore
 from dear_core.errors import InputError
@@ -31,58 +35,104 @@ from dear_core.training.loop import Job
 @functools.lru_cache(maxsize=4)
 def manifest(data: DataConfig) -> Manifest:
     """The data set's annotations, read once a process."""
-    return read_ssv2(Path(data.root), Path(data.videos) if data.videos else None)
+    return formats.read(data)
 
 
 def resolve(config: RunConfig) -> RunConfig:
     """Fill in what the files are, so that the run's key says what it was trained on and started from.
 
-    That is ``data.identity``, and ``pretrained_identity`` of each part of the model that starts from a
-    weights file.
+    That is ``data.identity``, what made the depth store, and ``pretrained_identity`` of each part of the
+    model that starts from a weights file.
 
     Raises:
         InputError: the data set, its depth store or a weights file cannot be used, or is not the one the
             config names.
     """
+    _transform(config.data, train=True)
     found = manifest(config.data)
-    store = None
-    if "depth" in config.model.modalities:
-        opened = _depth_store(config.data, found)
-        store = repr(opened.info)
-    identity = found.identity(store)
+    found.require_files()
+    identity = found.identity()
     if config.data.identity not in (None, identity):
         raise InputError(
             f"data.identity: the config was made for data {config.data.identity}, but {config.data.root} "
             f"holds {identity}; point data.root at the original data, or leave data.identity out"
         )
-    return config.replace({"data.identity": identity, **starting_weights.identities(config)})
+    if config.model.fusion.combine == "mean_prob" and len(found.heads) > 1:
+        raise InputError(
+            f"model.fusion.combine: mean_prob needs one set of probabilities, the data has "
+            f"{len(found.heads)} "
+            f"({', '.join(found.heads)}); choose mean"
+        )
+    values = {"data.identity": identity, **starting_weights.identities(config)}
+    if reads_depth(config):
+        info = depth_store(config.data, found).info
+        values |= {f"data.depth_store.{name}": getattr(info, name) for name in DepthStoreConfig.model_fields}
+    return config.replace(values)
 
 
-def dataset(config: RunConfig, found: Manifest, split: str, progress: Progress | None = None) -> ClipDataset:
-    """One split, each modality from its files or from the frame cache."""
-    data, train = config.data, split == "train"
+def reads_depth(config: RunConfig) -> bool:
+    """Whether the run needs a depth store."""
+    return "depth" in config.model.modalities and config.data.depth != "constant"
+
+
+def dataset(
+    config: RunConfig,
+    found: Manifest,
+    split: str,
+    progress: Progress | None = None,
+    *,
+    train: bool | None = None,
+) -> ClipDataset:
+    """One split, each modality from its files or from the frame cache.
+
+    ``train`` says whether it is read with augmentation; the train split is if nothing is said.
+
+    Raises:
+        InputError: the data set has no such split, or a file of it is missing.
+    """
+    data, train = config.data, split == "train" if train is None else train
+    if split not in found.splits:
+        raise InputError(f"{found.root}: has no {split} split; it has {', '.join(found.splits)}")
     clips = found.splits[split]
     sources: dict[str, FrameSource] = {}
     for modality in config.model.modalities:
-        paths = [one.path for one in clips]
+        if modality == "depth" and not reads_depth(config):
+            continue
+        media = [Media(one.path, one.span, found.frame_pattern, one.frames) for one in clips]
         if modality == "depth":
-            store = _depth_store(data, found)
-            paths = [store.path(one.id) for one in clips]
-        source = VideoSource(paths, data.short_side, channels=1 if modality == "depth" else 3)
-        sources[modality] = source
-        if data.cache_dir is not None:
-            sources[modality] = CachedSource(source, Path(data.cache_dir), f"{modality}-{split}", progress)
-    transform = ClipTransform(
-        crop_size=data.crop_size, train=train, scale=data.train_scale, colour_jitter=data.colour_jitter
-    )
+            store = depth_store(data, found, (split,))
+            media = [Media(store.path(one.source), one.span) for one in clips]
+        channels = 1 if modality == "depth" else 3
+        if data.cache_dir is None:
+            sources[modality] = FileSource(media, channels)
+        else:
+            whole = FileSource(media, channels, data.short_side)
+            sources[modality] = CachedSource(whole, Path(data.cache_dir), f"{modality}-{split}", progress)
     return ClipDataset(
         sources,
-        [one.label for one in clips],
-        transform,
-        num_frames=data.num_frames,
+        [one.labels for one in clips],
+        _transform(data, train),
+        FrameSampler(data.sampling, data.num_frames, data.stride, data.dense_window),
         seed=config.train.seed,
+        repeats=data.repeats if train else 1,
         flip_targets=found.flip_targets() if data.flip and train else None,
+        depth=data.depth,
+        views=Views(data.test_clips, data.test_crops),
     )
+
+
+def _transform(data: DataConfig, train: bool) -> ClipTransform:
+    try:
+        return ClipTransform(
+            crop_size=data.crop_size,
+            short_side=data.short_side,
+            train=train,
+            scale=data.train_scale,
+            colour_jitter=data.colour_jitter,
+            rand_augment=data.rand_augment,
+        )
+    except ValueError as error:
+        raise InputError(f"data.rand_augment: {error}") from None
 
 
 def loader(config: RunConfig, clips: ClipDataset, *, train: bool) -> DataLoader:
@@ -105,6 +155,7 @@ def loader(config: RunConfig, clips: ClipDataset, *, train: bool) -> DataLoader:
         clips,
         batch_sampler=batches,
         num_workers=config.data.workers,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=config.data.workers > 0 and not train,
     )
@@ -141,7 +192,10 @@ def tower(config: RunConfig) -> clip.FrozenTower | None:
 
 
 def model(config: RunConfig, num_classes: int) -> DEAR:
-    """The network of one run, its trainable weights drawn from ``train.seed``."""
+    """The network of one run, its trainable weights drawn from ``train.seed``.
+
+    ``num_classes`` counts the classes of all heads, whose scores stand one after the other.
+    """
     frozen = tower(config)
     fusion = config.model.fusion
     with torch.random.fork_rng(devices=[]):
@@ -165,15 +219,16 @@ def model(config: RunConfig, num_classes: int) -> DEAR:
 def job(config: RunConfig, progress: Progress | None = None) -> Job:
     """All that ``fit`` needs; ``config`` comes from :func:`resolve`."""
     starting_weights.check_at_hand(config)
-    found = manifest(config.data)
-    network = model(config, len(found.classes))
+    data, found = config.data, manifest(config.data)
+    network = model(config, found.num_classes)
     return Job(
         config=config,
         model=network,
         train=loader(config, dataset(config, found, "train", progress), train=True),
         validation=loader(config, dataset(config, found, "validation", progress), train=False),
-        classes=found.classes,
+        classes=found.heads,
         tower_hash=clip.tower_hash(network.tower) if network.tower is not None else None,
+        mix=Mixing(mixup=data.mixup, cutmix=data.cutmix) if data.mixup or data.cutmix else None,
     )
 
 
@@ -223,17 +278,27 @@ def _branch(config: RunConfig, encoder: str, frozen: clip.FrozenTower | None) ->
     return mamba
 
 
-def _depth_store(data: DataConfig, found: Manifest) -> DepthStore:
+def depth_store(
+    data: DataConfig, found: Manifest, splits: tuple[str, ...] = ("train", "validation")
+) -> DepthStore:
+    """The depth store of a data set.
+
+    Raises:
+        InputError: there is none, it was not made as the config says, or it lacks a source of the splits.
+    """
     root = Path(data.depth_root) if data.depth_root else Path(data.root) / "depth"
     try:
         store = DepthStore.open(root)
     except ValueError as error:
         raise InputError(f"data.depth_root: {error}") from None
+    differences = store.info.differences(data.depth_store.model_dump())
+    if differences is not None:
+        raise InputError(f"data.depth_store: the depth store {root} {differences}")
     have = store.ids()
-    missing = [clip.id for clips in found.splits.values() for clip in clips if clip.id not in have]
+    missing = [source for source in found.sources(splits) if source not in have]
     if missing:
         raise InputError(
-            f"data.depth_root: {root.absolute()} has no depth for {len(missing)} clips, the first is "
-            f"{missing[0]}; estimate the missing ones first"
+            f"data.depth_root: {root.absolute()} has no depth for {len(missing)} videos, the first is "
+            f"{missing[0]}; estimate them with ray_jobs/depth.py"
         )
     return store

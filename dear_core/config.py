@@ -64,6 +64,10 @@ class RunConfig(Part):
                 f"data.short_side {self.data.short_side} is smaller than data.crop_size {crop}; "
                 f"make it at least {crop}"
             )
+        if self.data.depth == "constant" and "rgb" not in self.model.modalities:
+            raise ValueError(
+                "data.depth constant leaves nothing to see: no branch of model.branches reads rgb"
+            )
         patches = []
         if self.model.uses("videomamba"):
             patches.append(("model.videomamba.patch_size", self.model.videomamba.patch_size))
@@ -116,6 +120,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         try:
             values[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
+            if value.startswith("{"):  # no mapping is a value of any key; a pattern such as {:06d}.jpg is
+                values[key.strip()] = value
+                continue
             raise InputError(f"--set {key}: '{value}' is no YAML value") from None
     return values
 

@@ -125,7 +125,8 @@ class DataConfig(Part):
     )
     flip: bool = Field(
         True,
-        description="Flip half the training clips; labels that differ by left/right are exchanged.",
+        description="Mirror half the training clips; left and right are exchanged in labels, so clips "
+        "whose classes have no texts are not mirrored.",
     )
     rand_augment: str | None = Field(
         None,

@@ -68,9 +68,23 @@ def ssv2_vitb16() -> RunConfig:
     width 320, lr 1e-3, weight decay 0.15, betas 0.9 and 0.999, 30 epochs of which 4 warm up, cosine, label
     smoothing 0.1, 16 clips a GPU; ``Recognition/scripts/run_train_vision.sh`` has 8 GPUs, so 128 clips a
     step. The second depth branch is VideoMamba-S, the size in the paper's Table 1.
+
+    Augmentation from the same file and ``Recognition/utils/Augmentation.py``: rand_aug
+    (rand-m7-n4-mstd0.5-inc1), num_sample 2, resized crop of 0.08 to 1 of the area, flips that exchange
+    left/right labels. Frames: the paper's "static stride" (section 3), read as one stride a video, the
+    largest that fits; Side4Video draws one frame of each of 8 segments (``data.sampling=segments``).
     """
     base = RunConfig(
-        data=DataConfig(root="data/ssv2", num_frames=8, crop_size=224),
+        data=DataConfig(
+            root="data/ssv2",
+            num_frames=8,
+            sampling="stride",
+            crop_size=224,
+            train_scale=(0.08, 1.0),
+            rand_augment="rand-m7-n4-mstd0.5-inc1",
+            repeats=2,
+            workers=8,
+        ),
         train=TrainConfig(
             epochs=30,
             batch_size=128,

@@ -12,6 +12,7 @@ from typing import Any
 
 from dear_core import build, distributed
 from dear_core.config import RunConfig
+from dear_core.data.manifest import class_names
 from dear_core.runs import RunFolder
 from dear_core.tracking import NoTracker, Tracker
 from dear_core.training.loop import Row, fit
@@ -63,7 +64,11 @@ def run(
 
 
 def _result(
-    config: RunConfig, folder: RunFolder, scores: Scores, cost: dict[str, float], classes: tuple[str, ...]
+    config: RunConfig,
+    folder: RunFolder,
+    scores: Scores,
+    cost: dict[str, float],
+    classes: dict[str, tuple[str, ...]],
 ) -> dict[str, Any]:
     return {
         "key": config.key,
@@ -71,7 +76,8 @@ def _result(
         "epochs": config.train.epochs,
         **scores.figures(),
         "clips": scores.clips,
-        "per_class": dict(zip(classes, scores.per_class(), strict=True)),
+        "bad_clips": len(folder.bad_clips()),
+        "per_class": dict(zip(class_names(classes), scores.per_class(), strict=True)),
         **cost,
         "seconds": folder.history()[-1]["seconds"],
         "checkpoint": str(folder.last.absolute()),

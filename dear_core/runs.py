@@ -3,6 +3,7 @@
 RESULTS/runs/KEY/config.yaml     the validated RunConfig
                  metrics.jsonl   one line an epoch, also when no tracking server answers
                  last.pt         newest checkpoint; best.pt: the one with the best validation top-1
+                 bad_clips.jsonl clips that could not be read and were left out, each once, if there are any
                  result.json     written last: the run is finished
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class RunFolder:
         self.results, self.key = results, key
         self.path = results / "runs" / key
         self.last, self.best = self.path / "last.pt", self.path / "best.pt"
+        self.bad = self.path / "bad_clips.jsonl"
         self.metrics, self._result = self.path / "metrics.jsonl", self.path / "result.json"
 
     def create(self, config: RunConfig) -> None:
@@ -50,19 +52,26 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """One mapping an epoch, oldest first; a line cut off by a crash is left out."""
-        if not self.metrics.is_file():
-            return []
-        rows = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        return _rows(self.metrics)
 
     def append(self, row: Mapping[str, Any]) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def add_bad(self, split: str, bad: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Note clips that cannot be read, by number and reason; returns those that were not noted before."""
+        if not (bad := list(bad)):
+            return []
+        known = {(row["split"], row["clip"]) for row in _rows(self.bad)}
+        new = [(number, reason) for number, reason in bad if (split, number) not in known]
+        with self.bad.open("a") as file:
+            for number, reason in new:
+                file.write(json.dumps({"split": split, "clip": number, "reason": reason}) + "\n")
+        return new
+
+    def bad_clips(self) -> list[dict[str, Any]]:
+        """The noted clips as {split, clip, reason}, in the order they were met."""
+        return _rows(self.bad)
 
     def keep_epochs(self, count: int) -> None:
         """Forget metrics of epochs after ``count``: they were not checkpointed and will be run again."""
@@ -77,6 +86,19 @@ class RunFolder:
         make_folder(away.parent)
         self.path.rename(away)
         return away
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; a line cut off by a crash and what follows are left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
 
 
 def make_folder(path: Path) -> None:

@@ -131,6 +131,7 @@ class MlflowTracker:
         self.run_id = ""
         self._config: RunConfig | None = None
         self._sent_file = folder.path / "mlflow.json"
+        self._bad_sent = 0
 
     def start(self, config: RunConfig) -> None:
         self._config = config
@@ -139,10 +140,12 @@ class MlflowTracker:
     def rows(self) -> None:
         """Send every row of the folder that was not sent yet."""
         self._tell("log metrics", self._send_rows)
+        self._tell("name bad clips", self._send_bad)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         def send() -> None:
             self._send_rows()
+            self._send_bad()
             for name in ("gflops", "parameters", "trainable_parameters"):
                 self.client.log_metric(self.run_id, name, result[name])
             self.client.log_dict(self.run_id, result["per_class"], "per_class.json")
@@ -153,6 +156,7 @@ class MlflowTracker:
 
     def fail(self, message: str) -> None:
         def send() -> None:
+            self._send_bad()
             self.client.set_tag(self.run_id, "dear.error", message[:5000])
             self.client.set_terminated(self.run_id, "FAILED")
 
@@ -178,6 +182,13 @@ class MlflowTracker:
         for row in history[self._sent() :]:
             self.client.log_batch(self.run_id, metrics=_metrics(row))
         write_text(self._sent_file, json.dumps({"run_id": self.run_id, "sent": len(history)}))
+
+    def _send_bad(self) -> None:
+        """The names of clips that could not be read, whenever there are more of them."""
+        size = self.folder.bad.stat().st_size if self.folder.bad.is_file() else 0
+        if size > self._bad_sent:
+            self.client.log_artifact(self.run_id, str(self.folder.bad))
+            self._bad_sent = size
 
     def _sent(self) -> int:
         """Rows already sent to this very MLflow run."""

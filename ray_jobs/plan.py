@@ -7,29 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dear_core import build, presets, starting_weights, tracking
+from dear_core import build, places, presets, starting_weights, tracking
 from dear_core.config import RunConfig
 from dear_core.data import synthetic
 from dear_core.errors import InputError
 from dear_core.runs import RunFolder
 from ray_jobs import search
-
-PLACES = (
-    "data.root",
-    "data.videos",
-    "data.depth_root",
-    "data.cache_dir",
-    "model.side4video.pretrained",
-    "model.videomamba.pretrained",
-)
-"""Keys of paths; relative ones lie below ``home()``."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +49,20 @@ class Plan:
         return [self.runs[name][0] for name in names]
 
 
-def home() -> Path:
-    """Where data and results lie if nothing else is said: DEAR_HOME, else the working folder."""
-    return Path(os.environ.get("DEAR_HOME") or ".").absolute()
-
-
 def make_demo_data(base: RunConfig) -> None:
     """The demo preset's data set is made where it is asked for and not there yet."""
     if base.data.root == presets.DEMO_ROOT:
-        synthetic.ensure(home() / presets.DEMO_ROOT)
+        synthetic.ensure(places.home() / presets.DEMO_ROOT)
 
 
 def make(sweep: search.Sweep, base: RunConfig, results: Path) -> Plan:
     """Check every arm before anything runs: keys, files, sizes, and that its network can be built."""
-    base = base.replace(_absolute(base))
+    base = places.absolute(base)
     runs, gflops, weights = {}, {}, {}
     for arm in search.arms(sweep.space):
         try:
             config = build.resolve(base.replace(arm.values))
-            network = build.model(config, len(build.manifest(config.data).classes))
+            network = build.model(config, build.manifest(config.data).num_classes)
         except InputError as error:
             raise InputError(
                 f"{error} (arm {arm.name})" if arm.name not in str(error) else str(error)
@@ -88,15 +72,6 @@ def make(sweep: search.Sweep, base: RunConfig, results: Path) -> Plan:
         for part, loaded in starting_weights.reports(network).items():
             weights[f"{part}: {loaded.summary()}"] = None
     return Plan(sweep, base, runs, gflops, results, tracking.default_uri(results), tuple(weights))
-
-
-def _absolute(base: RunConfig) -> dict[str, str]:
-    """The paths of a config, where they mean the same on every node and in every working folder."""
-    places = {key: path for key, path in base.flat().items() if key in PLACES and path is not None}
-    weights = base.model.tower.pretrained  # a tag or a file
-    if weights is not None and (home() / weights).is_file():
-        places["model.tower.pretrained"] = weights
-    return {key: str(home() / path) for key, path in places.items()}
 
 
 def set_aside(plan: Plan, experiment: str) -> None:

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
-from dear_core import presets, tracking
+from dear_core import places, presets, tracking
 from dear_core.config import RunConfig, parse_assignments
 from dear_core.errors import EXIT_BAD_INPUT, InputError, readable_errors
-from dear_core.runs import make_folder
+from dear_core.runs import RunFolder, make_folder
 from ray_jobs import report, search
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def main(options: Options) -> int:
     _check_places(options)
     from ray_jobs import plan as planning  # torch takes seconds to import; a misspelt key should not wait
 
-    results = (options.results or planning.home() / "results").absolute()
+    results = (options.results or places.home() / "results").absolute()
     make_folder(results)
     planning.make_demo_data(base)
     plan = planning.make(sweep, base, results)
@@ -96,6 +96,11 @@ def main(options: Options) -> int:
         console.print(f"The sweep took {time.monotonic() - started:.0f} s.")
     by_arm = plan.results_by_arm()
     report.closing(console, f"{sweep.name}: validation, last epoch", by_arm, plan.uri)
+    for name, result in by_arm.items():
+        if result is not None and result.get("bad_clips"):
+            left_out = f"{name}: {result['bad_clips']} clips could not be read and were left out, named in "
+            folder = RunFolder(plan.results, result["key"])
+            console.print(f"{left_out}{folder.bad}", soft_wrap=True, highlight=False, markup=False)
     for failure in failures:
         where = "" if failure.bad_input else f"{failure.arm}: "
         console.print(f"error: {where}{failure.message}", soft_wrap=True, highlight=False, markup=False)

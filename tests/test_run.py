@@ -1,6 +1,7 @@
 """One run from config to result: found by its key, continued, and never trained twice."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from dear_core.errors import InputError
 from dear_core.eval import evaluate_checkpoint
 from dear_core.run import run
 from dear_core.runs import RunFolder
-from dear_core.training import checkpoint, loop
+from dear_core.training import checkpoint, heads, loop
 
 
 class StopError(Exception):
@@ -78,11 +79,73 @@ def test_bf16_and_compiled_runs_train_and_are_evaluated(config, tmp_path):
     config = config.replace(
         {"train.precision": "bf16", "model.branches": ["rgb:side4video"], "train.epochs": 1}
     )
+    # inductor compiles once for training and once for validation, a minute on two cores
     plain = run(config, tmp_path / "plain")
     compiled = run(config.replace({"train.compile": True}), tmp_path / "compiled")
     assert abs(compiled["loss"] - plain["loss"]) < 2e-2 * plain["loss"]
     scores = evaluate_checkpoint(RunFolder(tmp_path / "compiled", config.key).last)  # in eager mode
     assert abs(scores["loss"] - compiled["loss"]) < 2e-2 * compiled["loss"]
+
+
+@pytest.fixture
+def spoilt(tiny_config, tiny_root, tmp_path):
+    """RGB alone on a copy of the tiny data set, of which one training and one validation clip is cut off."""
+    root = tmp_path / "spoilt"
+    shutil.copytree(tiny_root, root, ignore=shutil.ignore_patterns("frames"))
+    for split, number in (("train", 4), ("validation", 2)):
+        name = json.loads((root / f"{split}.json").read_text())[number]["id"]
+        video = root / "videos" / f"{name}.webm"
+        video.write_bytes(video.read_bytes()[:4000])
+    changes = {"model.branches": ["rgb:side4video"], "data.root": str(root), "train.epochs": 2}
+    return build.resolve(tiny_config.replace({**changes, "data.cache_dir": None, "train.batch_size": 5}))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_clips_that_cannot_be_read_are_left_out_counted_and_named(spoilt, tmp_path, caplog, cached):
+    cache = str(tmp_path / "cache") if cached else None
+    config = spoilt.replace({"data.max_bad_fraction": 0.1, "data.cache_dir": cache})
+    result = run(config, tmp_path)
+    folder = RunFolder(tmp_path, config.key)
+    assert [row["bad_clips"] for row in folder.history()] == [2, 2]
+    assert result["clips"] == 9 and result["bad_clips"] == 2
+    named = {(row["split"], row["clip"]): row["reason"] for row in folder.bad_clips()}
+    assert named.keys() == {("train", 4), ("validation", 2)} and len(folder.bad_clips()) == 2
+    assert all(".webm: " in reason for reason in named.values())
+    assert sum("left out clip 4 of the train split" in message for message in caplog.messages) == 1
+    scores = evaluate_checkpoint(folder.last)
+    assert scores["bad_clips"] == 1 and scores["top1"] == result["top1"] and scores["loss"] == result["loss"]
+
+
+@pytest.mark.parametrize(("clips", "split"), [(0.0, "train"), (0.07, "validation")])
+def test_too_many_of_them_end_the_run_with_one_sentence(spoilt, tmp_path, clips, split):
+    config = spoilt.replace({"data.max_bad_fraction": clips})
+    with pytest.raises(
+        InputError, match=rf"1 of the \d+ clips of the {split} split cannot be read, more than"
+    ):
+        run(config, tmp_path)
+    assert RunFolder(tmp_path, config.key).result() is None
+
+
+def test_a_step_without_a_readable_clip_changes_nothing(spoilt, tmp_path):
+    config = spoilt.replace({"data.max_bad_fraction": 0.5, "train.batch_size": 1, "train.epochs": 1})
+    assert run(config, tmp_path)["bad_clips"] == 2
+    (row,) = RunFolder(tmp_path, config.key).history()
+    assert row["step"] == 20
+
+
+@pytest.mark.parametrize("mixing", ["data.mixup", "data.cutmix"])
+def test_mixed_batches_train(config, tmp_path, mixing):
+    mixed = config.replace({mixing: 0.8, "data.repeats": 2, "train.epochs": 1})
+    assert mixed.key != config.key
+    assert run(mixed, tmp_path)["clips"] == 10
+
+
+def test_more_views_are_more_votes(config, tmp_path):
+    run(config, tmp_path)
+    path = RunFolder(tmp_path, config.key).last
+    scores = evaluate_checkpoint(path, clips=2, crops=3)
+    assert scores["views"] == 6 and scores["clips"] == 10 and scores["key"] == config.key
+    assert scores["loss"] != scores["recorded"]["loss"]
 
 
 def test_a_checkpoint_has_no_frozen_weights_and_no_state_for_them(config, tmp_path):
@@ -112,13 +175,13 @@ def test_the_result_says_what_the_table_needs(config, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(config, tmp_path, monkeypatch):
-    real, calls = loop.F.cross_entropy, []
+    real, calls = heads.F.cross_entropy, []
 
     def poisoned(*args, **kwargs):
         calls.append(1)
         return real(*args, **kwargs) * (float("nan") if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(loop.F, "cross_entropy", poisoned)
+    monkeypatch.setattr(heads.F, "cross_entropy", poisoned)
     with pytest.raises(loop.NotFiniteError, match=r"not finite at step 1 \(epoch 1\)"):
         run(config, tmp_path)
     assert not RunFolder(tmp_path, config.key).last.exists()

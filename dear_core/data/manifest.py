@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class Manifest:
     splits: dict[str, tuple[Clip, ...]]
     frame_pattern: str | None = None
     """Name of a frame's file where sources are folders, for example ``img_{:05d}.jpg``; the first is 1."""
+
+    @property
+    def num_classes(self) -> int:
+        """Of all heads together."""
+        return sum(len(classes) for classes in self.heads.values())
 
     def identity(self) -> str:
         """Hash of classes, clips and file sizes.
@@ -119,8 +125,11 @@ def flip_targets(classes: tuple[str, ...]) -> tuple[int | None, ...]:
     """For every class the class of its mirrored clip; ``None`` where the mirror has no class.
 
     "… from left to right" and "… from right to left" exchange; a text without left or right is its own
-    mirror; a text that speaks of a side but has no partner must not be mirrored.
+    mirror; a text that speaks of a side but has no partner must not be mirrored. Classes that have numbers
+    for texts do not say what they are, so none is mirrored.
     """
+    if classes == tuple(map(str, range(len(classes)))):
+        return (None,) * len(classes)
     index = {text: number for number, text in enumerate(classes)}
     return tuple(index.get(_mirror(text)) for text in classes)
 
@@ -145,5 +154,6 @@ def unique_ids(clips: Iterable[Clip], where: Path) -> tuple[Clip, ...]:
 
 
 def _mirror(text: str) -> str:
+    """Left and right exchanged where they are words of their own; "right out" says when, not where."""
     swap = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    return " ".join(swap.get(word, word) for word in text.split(" "))
+    return re.sub(r"\b(?:[Ll]eft|[Rr]ight)\b(?! out\b)", lambda side: swap[side[0]], text)

@@ -34,11 +34,10 @@ from dear_core.data.scene import (
     render_clip,
 )
 from dear_core.data.scene_actions import TEMPLATES
-from dear_core.data.scene_sheet import contact_sheet
 from dear_core.depth.store import DepthStore, StoreInfo
 from dear_core.errors import InputError, readable_errors
 
-__all__ = ["contact_sheet", "ensure", "generate", "render_clip", "split_labels"]
+__all__ = ["ensure", "generate", "render_clip", "split_labels"]
 
 GENERATOR = 1  # raise when the same parameters would give other pixels
 FIRST_ID = 100001

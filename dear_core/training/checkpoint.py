@@ -18,13 +18,14 @@ import torch
 from dear_core.config import RunConfig, load
 from dear_core.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     config: RunConfig
-    classes: tuple[str, ...]
+    classes: dict[str, tuple[str, ...]]
+    """Texts of the classes of every head."""
     model: Mapping[str, torch.Tensor]
     """Trainable weights and buffers; no frozen tower."""
     tower: str | None
@@ -69,4 +70,5 @@ def read(path: Path) -> Checkpoint:
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise InputError(f"{path}: not a DEAR checkpoint of format {FORMAT}")
     config = load(state.pop("config"))
-    return Checkpoint(config=config, **{**state, "classes": tuple(state["classes"])})
+    classes = {head: tuple(texts) for head, texts in state.pop("classes").items()}
+    return Checkpoint(config=config, classes=classes, **state)

@@ -6,13 +6,13 @@ is already there, alone there is none. It reports once an epoch and keeps every 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -22,9 +22,13 @@ from dear_core.config import RunConfig
 from dear_core.errors import InputError
 from dear_core.runs import RunFolder
 from dear_core.training import checkpoint, optim
-from dear_core.training.evaluate import evaluate, to_device
+from dear_core.training.evaluate import Bad, evaluate, to_device
+from dear_core.training.heads import Heads
 from dear_core.training.metrics import Scores
 
+log = logging.getLogger(__name__)
+
+Clip = dict[str, Tensor]
 Row = dict[str, Any]
 """One epoch's figures by name, for example ``validation/top1``."""
 
@@ -37,8 +41,11 @@ class Job:
     model: nn.Module
     train: DataLoader
     validation: DataLoader
-    classes: tuple[str, ...]
+    classes: dict[str, tuple[str, ...]]
+    """Texts of the classes of every head."""
     tower_hash: str | None
+    mix: Callable[[Clip, Tensor], tuple[Clip, Tensor]] | None = None
+    """Mixup or CutMix of a training batch: {modality: (B,C,T,H,W)} and targets (B,K)."""
 
 
 class NotFiniteError(RuntimeError):
@@ -47,7 +54,7 @@ class NotFiniteError(RuntimeError):
 
 class Trainer:
     def __init__(self, job: Job, folder: RunFolder) -> None:
-        self.job, self.folder = job, folder
+        self.job, self.folder, self.heads = job, folder, Heads.of(job.classes)
         self.device = distributed.device()
         self.core = job.model.to(self.device)
         self.train_config = train = job.config.train
@@ -57,6 +64,7 @@ class Trainer:
         self.epoch = self.step = 0
         self.best_top1, self.seconds = -1.0, 0.0
         self.scores: Scores | None = None
+        self.bad = 0
         if not len(job.train):
             raise InputError(
                 f"train.batch_size {train.batch_size} is larger than the training split; "
@@ -92,7 +100,8 @@ class Trainer:
             else:
                 self.scores = None
             self.seconds += time.monotonic() - started
-            row |= {"seconds": round(self.seconds, 3), "time": time.time_ns() // 1_000_000}
+            bad = self.bad + (self.scores.bad if self.scores is not None else 0)
+            row |= {"bad_clips": bad, "seconds": round(self.seconds, 3), "time": time.time_ns() // 1_000_000}
             if distributed.rank() == 0:
                 self._keep(row)
             distributed.barrier()
@@ -104,6 +113,7 @@ class Trainer:
         torch.manual_seed(seed * 1_009 + distributed.rank())
         self.job.train.batch_sampler.set_epoch(self.epoch)
         model.train()
+        self.bad = 0
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, clips
         started, waited, before = time.monotonic(), 0.0, time.monotonic()
         for batch in self.job.train:
@@ -115,8 +125,8 @@ class Trainer:
         return {
             "step": self.step,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train/loss": loss / clips,
-            "train/top1": hits / clips,
+            "train/loss": loss / max(clips, 1),
+            "train/top1": hits / max(clips, 1),
             "clips_per_second": round(clips / elapsed, 2),
             "data_wait_share": round(waited / elapsed, 4),
         }
@@ -126,36 +136,79 @@ class Trainer:
         scale = optim.lr_scale(self.step, self.total_steps, self.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = train.lr * scale
-        clip, labels_B = to_device(batch["clip"], self.device), batch["label"].to(self.device)
+        clip, labels_BH = to_device(batch["clip"], self.device), batch["labels"].to(self.device)
+        self._tell_bad("train", batch["bad"])
+        if not clip:
+            return self._skip(len(batch["bad"]))
+        targets = labels_BH
+        if self.job.mix is not None:
+            clip, targets = self.job.mix(clip, self.heads.one_hot(labels_BH))
+            labels_BH = torch.stack([part.argmax(1) for part in self.heads.split(targets)], dim=1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
             logits_BK = model(clip)
-        loss = F.cross_entropy(logits_BK.float(), labels_B, label_smoothing=train.label_smoothing)
-        self._require_finite(loss)
-        loss.backward()
+        loss = self.heads.loss(logits_BK, targets, label_smoothing=train.label_smoothing).mean()
+        share = self._agree(loss, len(labels_BH), len(batch["bad"]))
+        (loss * share).backward()
         if train.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.core.parameters(), train.clip_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        hits = (logits_BK.detach().argmax(1) == labels_B).sum()
-        return torch.stack([loss.detach() * len(labels_B), hits, hits.new_tensor(len(labels_B))]).double()
+        hits = self.heads.hits(logits_BK.detach(), labels_BH).sum()
+        return torch.stack([loss.detach() * len(labels_BH), hits, hits.new_tensor(len(labels_BH))]).double()
 
-    def _require_finite(self, loss: Tensor) -> None:
-        """All workers stop together, before the update, if the loss of any is not finite."""
-        bad = distributed.sum_((~torch.isfinite(loss.detach())).float())
-        if bad.item():
+    def _agree(self, loss: Tensor, clips: int, bad: int) -> float:
+        """Before the update, of all workers: stop together if any loss is not finite, or too many clips bad.
+
+        Returns:
+            What this worker's mean loss counts in the mean over workers: 1, unless a bad clip is left out.
+        """
+        infinite = (~torch.isfinite(loss.detach())).double()
+        counts = torch.stack([infinite, infinite.new_tensor(clips), infinite.new_tensor(bad)])
+        not_finite, all_clips, all_bad = distributed.sum_(counts).tolist()
+        if not_finite:
             raise NotFiniteError(
                 f"loss is not finite at step {self.step} (epoch {self.epoch}); the weights were left as they "
                 "were; a smaller train.lr or train.precision=fp32 may help"
             )
+        self.bad += int(all_bad)
+        self._require_few_bad("train", self.bad, len(self.job.train.dataset))
+        return clips * distributed.world() / all_clips
+
+    def _skip(self, bad: int) -> Tensor:
+        """A step of which no clip could be read: nothing is learned from it."""
+        if distributed.world() > 1:
+            raise InputError(
+                f"no clip of a worker's share of step {self.step} can be read; {self.folder.bad} names them"
+            )
+        self.step += 1
+        self.bad += bad
+        self._require_few_bad("train", self.bad, len(self.job.train.dataset))
+        return torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def _tell_bad(self, split: str, bad: Bad) -> None:
+        for number, reason in self.folder.add_bad(split, bad):
+            log.warning("left out clip %d of the %s split: %s", number, split, reason)
+
+    def _require_few_bad(self, split: str, bad: int, clips: int) -> None:
+        limit = self.job.config.data.max_bad_fraction
+        if bad > limit * clips:
+            first = next((row["reason"] for row in self.folder.bad_clips()), "clips cannot be read")
+            raise InputError(
+                f"{first}; with it {bad} of the {clips} clips of the {split} split cannot be read, more than "
+                f"data.max_bad_fraction {limit:g} allows; {self.folder.bad} names them"
+            )
 
     def validate(self) -> Scores:
-        return evaluate(
+        scores = evaluate(
             self.core,
             self.job.validation,
-            num_classes=len(self.job.classes),
+            self.heads,
             precision=self.train_config.precision,
+            on_bad=lambda bad: self._tell_bad("validation", bad),
         )
+        self._require_few_bad("validation", scores.bad, len(self.job.validation.dataset))
+        return scores
 
     def _keep(self, row: Row) -> None:
         """The row, then its checkpoint: after a crash in between, ``resume`` drops the row again."""

@@ -24,7 +24,7 @@ from dear_core.data.scene_actions import (
     TEMPLATES,
     TOWARDS,
 )
-from dear_core.data.synthetic import contact_sheet, ensure, generate, render_clip, split_labels
+from dear_core.data.synthetic import ensure, generate, render_clip, split_labels
 from dear_core.depth.store import DepthStore
 
 SMALL = {"train": 6, "validation": 4, "seed": 3}
@@ -225,14 +225,3 @@ def test_classes_are_balanced_and_shuffled_by_the_seed(count: int) -> None:
     assert labels.tolist() == split_labels(0, 0, count).tolist()
     assert labels.tolist() != split_labels(1, 0, count).tolist()
     assert labels.tolist() != sorted(labels.tolist())
-
-
-def test_contact_sheet_shows_the_clips(made: Path, tmp_path: Path) -> None:
-    path = tmp_path / "sheet.png"
-    contact_sheet(made, ["100001", "100010"], path)
-    with av.open(str(path)) as picture:
-        pixels_HWC = next(picture.decode(video=0)).to_ndarray(format="rgb24")
-    assert pixels_HWC.shape[0] > 4 * 120
-    assert len(np.unique(pixels_HWC.reshape(-1, 3), axis=0)) > 1000
-    with pytest.raises(ValueError, match="no clip '1'"):
-        contact_sheet(made, ["1"], path)

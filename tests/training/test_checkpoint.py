@@ -15,7 +15,7 @@ def saved(tmp_path):
         path,
         checkpoint.Checkpoint(
             config=presets.demo(),
-            classes=("a", "b"),
+            classes={"label": ("a", "b")},
             model={"w": torch.ones(100)},
             tower=None,
             epoch=1,
@@ -29,7 +29,9 @@ def saved(tmp_path):
 
 def test_what_is_saved_is_read_back(saved):
     state = checkpoint.read(saved)
-    assert state.config == presets.demo() and state.classes == ("a", "b") and state.optimizer is None
+    assert (
+        state.config == presets.demo() and state.classes == {"label": ("a", "b")} and state.optimizer is None
+    )
     assert torch.equal(state.model["w"], torch.ones(100)) and state.figures == {"top1": 0.5}
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dear_core.config import DataConfig
-from dear_core.data.formats import ssv2
+from dear_core.data.formats import epic, lists, ssv2
 from dear_core.data.manifest import Manifest
 
-READERS = {"ssv2": ssv2.read}
+READERS = {"ssv2": ssv2.read, "list": lists.read_list, "csv": lists.read_csv, "epic": epic.read}
 
 
 def read(data: DataConfig) -> Manifest:

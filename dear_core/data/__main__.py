@@ -1,0 +1,209 @@
+"""Look after a data set: read all of it as training would, or make it faster to read.
+
+    python -m dear_core.data check --data.root /data/ssv2
+    python -m dear_core.data check --preset ssv2_vitb16 --data.root /data/ssv2 --sheet clips.png
+
+``check`` names what is missing, unreadable or too short, and writes a picture of some clips. It can be
+stopped and goes on where it was. Its exit code is 1 if a clip cannot be used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dear_core import build, places, presets
+from dear_core.config import DataConfig, RunConfig
+from dear_core.data import check, sheet
+from dear_core.data.manifest import Clip, Manifest
+from dear_core.depth.store import DepthStore
+from dear_core.errors import InputError, readable_errors
+from dear_core.runs import make_folder, write_text
+
+EXIT_PROBLEMS = 1
+WORDS = {
+    "missing": "missing",
+    "missing_depth": "without depth",
+    "unreadable": "unreadable",
+    "short": "too short",
+}
+SHOWN = 10  # names a list shows in the terminal; the report has all of them
+
+
+@dataclass(frozen=True)
+class Check:
+    """Read every clip as training would; tell what is missing, unreadable or too short."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    preset: str | None = None
+    """Start from the data keys of a preset, for example ssv2_vitb16."""
+    splits: tuple[str, ...] = ()
+    """Which splits; default: all that the data set has."""
+    depth: bool | None = None
+    """Read depth too; default: if there is a depth store."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Processes."""
+    out: Path | None = None
+    """Folder of the report and of what earlier checks found. Default: DEAR_HOME/results/check/ID."""
+    sheet: Path | None = None
+    """Where the contact sheet goes. Default: OUT/clips.png."""
+    sheet_clips: int = 6
+    """Clips on the contact sheet."""
+
+
+def main(options: Check) -> int:
+    logging.getLogger("dear_core").setLevel(logging.ERROR)
+    console = Console()
+    data = places.absolute_data(options.data).model_copy(update={"cache_dir": None})
+    found = build.manifest(data)
+    splits = options.splits or tuple(found.splits)
+    store = _store(data, options.depth)
+    branches = ["rgb:side4video"] + (["depth:side4video"] if store is not None else [])
+    config = RunConfig(data=data).replace({"model.branches": branches})
+    out = options.out or places.home() / "results" / "check" / _name(data)
+    make_folder(out)
+    reports = []
+    for split in splits:
+        if split not in found.splits:
+            raise InputError(f"--splits {split}: the data set has {', '.join(found.splits)}")
+        with _bar(console, split) as tell:
+            reports.append(
+                check.check_split(
+                    found,
+                    split,
+                    partial(_dataset, config, split),
+                    check.Ledger(out / "clips.jsonl"),
+                    depth=None if store is None else lambda clip: store.path(clip.source),
+                    workers=options.workers,
+                    progress=tell,
+                )
+            )
+    write_text(out / "report.json", json.dumps([report.as_json() for report in reports], indent=1))
+    picture = options.sheet or out / "clips.png"
+    _draw(config, found, splits[0], reports[0], options.sheet_clips, picture)
+    _show(console, reports, out, picture)
+    return EXIT_PROBLEMS if any(report.problems for report in reports) else 0
+
+
+def _dataset(config: RunConfig, split: str, part: Manifest) -> Any:
+    return build.dataset(config, part, split)
+
+
+def _store(data: DataConfig, wanted: bool | None) -> DepthStore | None:
+    root = Path(data.depth_root) if data.depth_root else Path(data.root) / "depth"
+    if wanted is False or (wanted is None and not (root / "store.json").is_file()):
+        return None
+    return DepthStore.open(root)
+
+
+def _name(data: DataConfig) -> str:
+    """A folder name for this data set and this way of reading it."""
+    text = data.model_dump_json(exclude={"identity", "workers"})
+    return f"{Path(data.root).name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+class _bar:  # noqa: N801 - used as a function
+    """A progress bar of one split; gives the function that moves it."""
+
+    def __init__(self, console: Console, split: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True)
+        self.task = self.bar.add_task(split, total=None)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self.bar.start()
+        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def _draw(
+    config: RunConfig, found: Manifest, split: str, report: check.SplitReport, count: int, path: Path
+) -> None:
+    """The contact sheet, of clips that are there."""
+    bad = {line.split(":", 1)[0] for line in report.missing + report.missing_depth + report.unreadable}
+    clips = tuple(clip for clip in found.splits[split] if clip.id not in bad)
+    if not clips:
+        return
+    picked = check.spread(clips, count)
+    part = Manifest(found.root, found.heads, {split: picked}, found.frame_pattern)
+    strips = check.strips(build.dataset(config, part, split), [_title(found, c) for c in picked])
+    try:
+        sheet.draw(strips).save(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--sheet {path}: cannot be written ({error})") from None
+
+
+def _title(found: Manifest, clip: Clip) -> str:
+    if clip.labels is None:
+        return clip.id
+    texts = [classes[label] for classes, label in zip(found.heads.values(), clip.labels, strict=True)]
+    return f"{' '.join(texts)}  ({clip.id})"
+
+
+def _show(console: Console, reports: list[check.SplitReport], out: Path, picture: Path) -> None:
+    table = Table("", *(report.split for report in reports))
+    table.add_row("Clips", *(str(report.clips) for report in reports))
+    table.add_row("Classes with clips", *(_filled(report) for report in reports))
+    for what in ("missing", "missing_depth", "unreadable", "short"):
+        table.add_row(WORDS[what].capitalize(), *(str(len(getattr(report, what))) for report in reports))
+    rates = (f"{report.read / report.seconds:.1f}" if report.seconds else "read before" for report in reports)
+    table.add_row("Clips a second", *rates)
+    console.print(table)
+    for report in reports:
+        for what, word in WORDS.items():
+            lines = getattr(report, what)
+            for line in lines[:SHOWN]:
+                console.print(
+                    f"{report.split}, {word}: {line}", soft_wrap=True, highlight=False, markup=False
+                )
+            if len(lines) > SHOWN:
+                console.print(f"{report.split}, {word}: and {len(lines) - SHOWN} more")
+    frames = sum(report.frames for report in reports)
+    seconds = sum(report.seconds for report in reports)
+    if seconds:
+        console.print(f"{frames} frames decoded in {seconds:.1f} s, {frames / seconds:.0f} a second.")
+    console.print(f"Report: {out / 'report.json'}; pictures: {picture}", soft_wrap=True, highlight=False)
+
+
+def _filled(report: check.SplitReport) -> str:
+    filled = [count for count in report.classes.values() if count]
+    return f"{len(filled)} of {len(report.classes)}" + (
+        f", {min(filled)} to {max(filled)} each" if filled else ""
+    )
+
+
+def _preset(arguments: list[str]) -> DataConfig:
+    """The data keys that ``--preset`` names, which the other options then change."""
+    for number, word in enumerate(arguments):
+        name = word.partition("=")[2] if word.startswith("--preset=") else None
+        if word == "--preset" and number + 1 < len(arguments):
+            name = arguments[number + 1]
+        if name:
+            return presets.by_name(name).data
+    return DataConfig()
+
+
+def command(arguments: list[str]) -> int:
+    base = _preset(arguments)
+    commands = Annotated[Check, tyro.conf.subcommand("check", default=Check(data=base))]
+    return main(tyro.cli(commands, args=arguments, prog="python -m dear_core.data", description=__doc__))
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        sys.exit(command(sys.argv[1:]))
