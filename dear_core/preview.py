@@ -62,8 +62,8 @@ def _scaled(frame_HWC: np.ndarray) -> np.ndarray:
 
 
 def _text(lines: list[str], width: int) -> np.ndarray:
-    picture = Image.new("RGB", (width, LINE * len(lines) + LINE // 2), "black")
+    picture = Image.new("RGB", (width, LINE * (len(lines) + 1)), "black")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=15)
     for number, line in enumerate(lines):
-        draw.text((6, LINE * number + 4), line, fill="white", font=font)
+        draw.text((6, LINE * number + 10), line, fill="white", font=font)
     return np.asarray(picture)

@@ -14,6 +14,7 @@ exit code 1. The store is --out, data.depth_root or ROOT/depth; relative paths l
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -36,11 +37,10 @@ from dear_core.errors import InputError, readable_errors
 if TYPE_CHECKING:
     from dear_core.data.manifest import Clip, Manifest
     from dear_core.depth.store import DepthStore
-    from ray_jobs.depth_pool import Pool, State
+    from ray_jobs.depth_pool import Pool
     from ray_jobs.depth_work import Job
 
 EXIT_FAILED_VIDEOS = 1
-LINE_EVERY = 30.0  # seconds between lines where there is no terminal for a bar
 
 Split = Literal["train", "validation", "test"]
 
@@ -60,6 +60,10 @@ class Options:
     """Folder of the depth store, seen by every node. Default: data.depth_root, or ROOT/depth."""
     height: int = 240
     """Shorter side of the depth videos, in pixels."""
+    normalisation: Literal["video-minmax", "video-percentile"] | None = None
+    """How depth becomes grey levels, over a whole video (docs/depth.md). Default: video-minmax."""
+    codec: str | None = None
+    """How grey levels are encoded; a wrong name lists the known ones (docs/depth.md)."""
     batch: int = 16
     """Frames that the network sees at once."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -94,7 +98,7 @@ def main(options: Options) -> int:
     _require_files(manifest, options.splits)
     out = places.home() / (options.out or data.depth_root or Path(data.root) / "depth")
     if options.verify:
-        return _verify(console, DepthStore.open(out), sources, manifest.frame_pattern)
+        return _verify(console, options, DepthStore.open(out), manifest)
     store = _open_store(options, out)
     try:
         with FileLock(out / ".depth.lock", timeout=0):
@@ -133,18 +137,21 @@ def _open_store(options: Options, out: Path) -> DepthStore:
     from dear_core.depth.store import DepthStore, StoreInfo
 
     found = find_weights(options.model, _weights_folder(options))
-    try:
-        return DepthStore.create(out, StoreInfo(options.model, options.height, weights=found.hash))
-    except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror or error}; give a folder to write to") from None
+    ways = {"normalisation": options.normalisation, "codec": options.codec}
+    given = {name: value for name, value in ways.items() if value is not None}
+    return DepthStore.create(out, StoreInfo(options.model, options.height, weights=found.hash, **given))
 
 
 def _estimate(
     console: Console, options: Options, store: DepthStore, manifest: Manifest, sources: dict[str, Clip]
 ) -> int:
     from ray_jobs.depth_batches import Item  # torch, too
+    from ray_jobs.depth_progress import Show, many
 
+    _remove_parts(store)
     done_before = store.ids()
+    for source in sources:
+        store.path(source)  # refuses a name that cannot be one
     items = [
         Item(source, str(clip.path.absolute()), manifest.frame_pattern, clip.frames)
         for source, clip in sources.items()
@@ -157,13 +164,13 @@ def _estimate(
     started = time.monotonic()
     job, pool = _pool(options, store)
     console.print(f"Model {job.model}, weights {job.weights_hash}; {pool.needs}")
-    with _Show(console, len(items)) as show:
+    with Show(console, len(items)) as show:
         state = pool.run(items, show)
     for failure in state.failures:
         console.print(f"failed: {failure.source}: {failure.reason}")
     seconds = time.monotonic() - started
     console.print(
-        f"{len(state.done)} videos, {state.frames} frames in {seconds:.0f} s "
+        f"{many(len(state.done), 'video')}, {many(state.frames, 'frame')} in {seconds:.0f} s "
         f"({state.frames / seconds:.1f} frames/s); {skipped} done before; {len(state.failures)} failed"
     )
     if state.given_up:
@@ -172,6 +179,13 @@ def _estimate(
         console.print("The same command tries again what is not done.")
         return EXIT_FAILED_VIDEOS
     return 0
+
+
+def _remove_parts(store: DepthStore) -> None:
+    """What writers left that were killed; there is no other writer, as this command holds the lock."""
+    for path in store.root.rglob(".*"):
+        if re.fullmatch(r"\.[0-9a-f]{32}\.\w+", path.name):
+            path.unlink(missing_ok=True)
 
 
 def _pool(options: Options, store: DepthStore) -> tuple[Job, Pool]:
@@ -196,71 +210,37 @@ def _pool(options: Options, store: DepthStore) -> tuple[Job, Pool]:
     return job, depth_pool.Pool(lambda ahead: depth_work.actor(job, needs, ahead), needs, options.workers)
 
 
-class _Show:
-    """A bar on a terminal; elsewhere a line from time to time."""
+def _verify(console: Console, options: Options, store: DepthStore, manifest: Manifest) -> int:
+    """Count the frames of every source, in threads, and let the store compare.
 
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total = console, total
-        self._started = self._said = time.monotonic()
-        self._bar = Progress(
-            TextColumn("depth"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("videos  {task.fields[rate]:.1f} frames/s  {task.fields[workers]} workers "),
-            TimeRemainingColumn(),
-            TextColumn("left{task.fields[failed]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=total, rate=0.0, workers=0, failed="")
-
-    def __enter__(self) -> _Show:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, state: State) -> None:
-        now = time.monotonic()
-        seconds, over = now - self._started, len(state.outcomes)
-        rate, failures = state.frames / seconds, len(state.failures)
-        failed = f", {failures} failed" if failures else ""
-        self._bar.update(self._task, completed=over, rate=rate, workers=state.workers, failed=failed)
-        if self._console.is_terminal or now - self._said < LINE_EVERY:
-            return
-        self._said = now
-        left = f"{seconds / over * (self._total - over) / 60:.0f} min left" if over else "no video done yet"
-        self._console.print(
-            f"{over} of {self._total} videos{failed}, {rate:.1f} frames/s, {state.workers} workers, {left}"
-        )
-
-
-def _verify(console: Console, store: DepthStore, sources: dict[str, Clip], pattern: str | None) -> int:
-    """Count the frames of every source, in threads, and let the store compare."""
+    Depth of splits that were not asked for is checked where it is there.
+    """
     from dear_core.data import decode
 
     def count(clip: Clip) -> int | str:
         try:
-            return len(decode.open_frames(clip.path, pattern, clip.frames))
+            return len(decode.open_frames(clip.path, manifest.frame_pattern, clip.frames))
         except InputError as error:
             return str(error)
 
-    columns = (TextColumn("counting frames"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    wanted, there = manifest.sources(options.splits), store.ids()
+    others = {source: clip for source, clip in manifest.sources().items() if source in there}
+    sources = wanted | others
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
         ThreadPoolExecutor(os.cpu_count()) as threads,
     ):
-        counts = dict(
-            zip(sources, bar.track(threads.map(count, sources.values()), len(sources)), strict=True)
-        )
-    wrong = [reason for reason in counts.values() if isinstance(reason, str)]
-    wrong += store.verify({source: frames for source, frames in counts.items() if isinstance(frames, int)})
+        found = threads.map(count, sources.values())
+        counts = dict(zip(sources, bar.track(found, len(sources), description="counting"), strict=True))
+        frames = {source: number for source, number in counts.items() if isinstance(number, int)}
+        wrong = [reason for reason in counts.values() if isinstance(reason, str)]
+        task = bar.add_task("checking", total=len(frames))
+        wrong += store.verify(frames, lambda done, total, what: bar.update(task, completed=done))
     for sentence in wrong:
         console.print(sentence)
-    frames = sum(frames for frames in counts.values() if isinstance(frames, int))
-    console.print(f"{len(sources)} videos, {frames} frames: {len(wrong) or 'nothing'} wrong in {store.root}")
+    total = sum(frames.values())
+    console.print(f"{len(sources)} videos, {total} frames: {len(wrong) or 'nothing'} wrong in {store.root}")
     return EXIT_FAILED_VIDEOS if wrong else 0
 
 

@@ -87,6 +87,15 @@ def test_bf16_and_compiled_runs_train_and_are_evaluated(config, tmp_path):
     assert abs(scores["loss"] - compiled["loss"]) < 2e-2 * compiled["loss"]
 
 
+def test_loader_processes_change_nothing(config, tmp_path):
+    config = config.replace({"model.branches": ["rgb:side4video"], "train.epochs": 1, "data.repeats": 2})
+    config = build.resolve(config)
+    assert config.replace({"data.workers": 2}).key == config.key
+    here = run(config, tmp_path / "here")
+    there = run(config.replace({"data.workers": 2}), tmp_path / "there")
+    assert (there["loss"], there["per_class"]) == (here["loss"], here["per_class"])
+
+
 @pytest.fixture
 def spoilt(tiny_config, tiny_root, tmp_path):
     """RGB alone on a copy of the tiny data set, of which one training and one validation clip is cut off."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import av
 import decord
@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from dear_core.errors import InputError
 
+_EBML, _SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")  # Matroska's names for its parts
 FOLDER_RATE = Fraction(30)  # frames a second of a folder of frames, which has no clock
 
 
@@ -27,8 +28,11 @@ class Reader(Protocol):
     """An opened source of frames."""
 
     path: Path
-    rate: Fraction
-    """Frames a second."""
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames a second."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -41,19 +45,19 @@ class VideoFile:
     """An indexed reader of a whole video file.
 
     Raises:
-        InputError: no such file, no video in it, or fewer frames than its header's duration.
+        InputError: no such file, no video in it, or cut off, with fewer frames than its header's duration.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise InputError(f"{path}: no such video")
         self.path = path
+        expected = None if _is_whole(path) else _rate_and_frames(path)[1]
         try:
-            self.rate, expected = _rate_and_frames(path)
+            decord.logging.set_level(decord.logging.QUIET)  # what is wrong is said below, once
             self._reader = decord.VideoReader(str(path), num_threads=1)
-        except IndexError:
-            raise InputError(f"{path}: holds no video, only sound or pictures; give a video file") from None
-        except (av.FFmpegError, decord.DECORDError, RuntimeError):
+        except (decord.DECORDError, RuntimeError):
+            _rate_and_frames(path)  # where it knows better what is wrong
             raise InputError(f"{path}: not readable as a video; replace the file") from None
         if expected is not None and len(self._reader) < expected - 1:
             raise InputError(
@@ -62,6 +66,10 @@ class VideoFile:
 
     def __len__(self) -> int:
         return len(self._reader)
+
+    @functools.cached_property
+    def rate(self) -> Fraction:
+        return _rate_and_frames(self.path)[0]
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         wanted, places = np.unique(indices, return_inverse=True)  # decoded forwards, each once
@@ -128,13 +136,54 @@ def resize_short_side(frames_THWC: np.ndarray, short_side: int) -> np.ndarray:
 
 def _rate_and_frames(path: Path) -> tuple[Fraction, int | None]:
     """Frames a second, and the frames that the container's duration promises, or None where it gives none."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate
-        if container.duration is None or not rate:
-            return rate or FOLDER_RATE, None
-        return rate, int(container.duration / av.time_base * float(rate))
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            rate = stream.average_rate
+            if container.duration is None or not rate:
+                return rate or FOLDER_RATE, None
+            return rate, int(container.duration / av.time_base * float(rate))
+    except IndexError:
+        raise InputError(f"{path}: holds no video, only sound or pictures; give a video file") from None
+    except av.FFmpegError:
+        raise InputError(f"{path}: not readable as a video; replace the file") from None
 
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is as long as it says: Matroska, WebM and MP4, by their outermost parts.
+
+    Why: only of a file that was cut need frames be counted against the duration, and to learn the duration
+    it is opened a second time, which takes longer than a key frame. False also where nothing is known.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(256)
+        if not head.startswith(_EBML):
+            return _mp4_is_whole(file, size)
+    segment = _matroska_end(head, 0)
+    return head[segment : segment + 4] == _SEGMENT and _matroska_end(head, segment) == size
+
+
+def _matroska_end(head: bytes, start: int) -> int:
+    """Where an element ends that starts at ``start`` with an ID of four bytes; 0 if that is not known."""
+    width = 9 - head[start + 4].bit_length()  # of the length, by its first set bit, which is no part of it
+    first = start + 4 + width
+    length = int.from_bytes(head[start + 4 : first], "big") - (1 << 7 * width)
+    unknown = (1 << 7 * width) - 1
+    return 0 if width == 9 or length == unknown else first + length
+
+
+def _mp4_is_whole(file: BinaryIO, size: int) -> bool:
+    at, kinds = 0, [b""]
+    while at + 16 <= size and len(kinds) < 64:
+        file.seek(at)
+        head = file.read(16)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        length = int.from_bytes(head[8:], "big") if length == 1 else length
+        if length < 8 or (at == 0 and kind != b"ftyp"):
+            return False
+        at, kinds = at + length, [*kinds, kind]
+    return at == size and b"moov" in kinds and b"moof" not in kinds  # moof: one of many pieces
 
 @functools.lru_cache(maxsize=2048)
 def _count_frames(folder: Path, pattern: str) -> int:
