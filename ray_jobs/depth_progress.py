@@ -57,5 +57,6 @@ class Show:
         self._said = now
         left = f"{seconds / over * (self._total - over) / 60:.0f} min left" if over else "no video done yet"
         self._console.print(
-            f"{over} of {self._total} videos{failed}, {rate:.1f} frames/s, {many(state.workers, 'worker')}, {left}"
+            f"{over} of {self._total} videos{failed}, {rate:.1f} frames/s, "
+            f"{many(state.workers, 'worker')}, {left}"
         )

@@ -2,9 +2,11 @@
 
     python -m dear_core.data check --data.root /data/ssv2
     python -m dear_core.data check --preset ssv2_vitb16 --data.root /data/ssv2 --sheet clips.png
+    python -m dear_core.data transcode --data.root /data/ssv2 --to /data/ssv2-fast
 
-``check`` names what is missing, unreadable or too short, and writes a picture of some clips. It can be
-stopped and goes on where it was. Its exit code is 1 if a clip cannot be used.
+``check`` names what is missing, unreadable or too short, and writes a picture of some clips. ``transcode``
+writes every video again so that a clip is decoded faster (docs/data.md). Both can be stopped and go on where
+they were. The exit code is 1 if a clip cannot be used, or a video cannot be written.
 """
 
 from __future__ import annotations
@@ -18,17 +20,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dear_core import build, places, presets
 from dear_core.config import DataConfig, RunConfig
-from dear_core.data import check, sheet
+from dear_core.data import check, sheet, transcode_set
 from dear_core.data.manifest import Clip, Manifest
+from dear_core.data.transcode import Recipe
 from dear_core.depth.store import DepthStore
 from dear_core.errors import InputError, readable_errors
 from dear_core.runs import make_folder, write_text
@@ -62,6 +66,48 @@ class Check:
     """Where the contact sheet goes. Default: OUT/clips.png."""
     sheet_clips: int = 6
     """Clips on the contact sheet."""
+
+
+@dataclass(frozen=True)
+class Transcode:
+    """Write every video again, so that a frame is decoded faster; annotations and depth stay as they are."""
+
+    to: Path
+    """Folder of the new videos, for data.videos."""
+    data: DataConfig = field(default_factory=DataConfig)
+    preset: str | None = None
+    """Start from the data keys of a preset, for example ssv2_vitb16."""
+    codec: Literal["mpeg4", "mjpeg", "h264", "vp9"] = "mpeg4"
+    """docs/benchmarks.md has what each costs."""
+    gop: int = 8
+    """Frames from one key frame to the next."""
+    intra: bool = False
+    """Key frames only, as --gop 1."""
+    height: int = 0
+    """Shrink videos whose shorter side has more pixels; 0: keep their size."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Processes."""
+
+
+def rewrite(options: Transcode) -> int:
+    console, data = Console(), places.absolute_data(options.data)
+    recipe = Recipe(options.codec, 1 if options.intra else options.gop, options.height)
+    names = transcode_set.originals(build.manifest(data))
+    to = places.home() / options.to
+    with _bar(console, "videos") as tell:
+        report = transcode_set.transcode_all(names, to, recipe, max(1, options.workers), tell)
+    for line in report.failures:
+        console.print(f"not written: {line}", soft_wrap=True, highlight=False, markup=False)
+    psnr = report.psnr
+    quality = f" PSNR {sum(psnr) / len(psnr):.1f} dB, at least {min(psnr):.1f}." if psnr else ""
+    growth = f"{report.after / report.before:.2f}" if report.before else "-"
+    lines = (
+        f"{report.made} videos written, {report.kept} were there, {len(report.failures)} failed.{quality}",
+        f"On disk: {decimal(report.before)} before, {decimal(report.after)} after ({growth} times).",
+        f"To use them: --set data.videos={to}",
+    )
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    return EXIT_PROBLEMS if report.failures else 0
 
 
 def main(options: Check) -> int:
@@ -200,8 +246,12 @@ def _preset(arguments: list[str]) -> DataConfig:
 
 def command(arguments: list[str]) -> int:
     base = _preset(arguments)
-    commands = Annotated[Check, tyro.conf.subcommand("check", default=Check(data=base))]
-    return main(tyro.cli(commands, args=arguments, prog="python -m dear_core.data", description=__doc__))
+    commands = (
+        Annotated[Check, tyro.conf.subcommand("check", default=Check(data=base))]
+        | Annotated[Transcode, tyro.conf.subcommand("transcode", default=Transcode(tyro.MISSING, base))]
+    )
+    options = tyro.cli(commands, args=arguments, prog="python -m dear_core.data", description=__doc__)
+    return main(options) if isinstance(options, Check) else rewrite(options)
 
 
 if __name__ == "__main__":

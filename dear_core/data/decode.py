@@ -52,7 +52,7 @@ class VideoFile:
         if not path.is_file():
             raise InputError(f"{path}: no such video")
         self.path = path
-        expected = None if _is_whole(path) else _rate_and_frames(path)[1]
+        expected = None if is_whole(path) else _rate_and_frames(path)[1]
         try:
             decord.logging.set_level(decord.logging.QUIET)  # what is wrong is said below, once
             self._reader = decord.VideoReader(str(path), num_threads=1)
@@ -149,11 +149,11 @@ def _rate_and_frames(path: Path) -> tuple[Fraction, int | None]:
         raise InputError(f"{path}: not readable as a video; replace the file") from None
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether the file is as long as it says: Matroska, WebM and MP4, by their outermost parts.
 
-    Why: only of a file that was cut need frames be counted against the duration, and to learn the duration
-    it is opened a second time, which takes longer than a key frame. False also where nothing is known.
+    Why: only a file that was cut need have its frames held against its duration, and to learn the duration
+    it is opened a second time, which costs a millisecond or more. False also where nothing is known.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -166,6 +166,8 @@ def _is_whole(path: Path) -> bool:
 
 def _matroska_end(head: bytes, start: int) -> int:
     """Where an element ends that starts at ``start`` with an ID of four bytes; 0 if that is not known."""
+    if len(head) < start + 12:
+        return 0
     width = 9 - head[start + 4].bit_length()  # of the length, by its first set bit, which is no part of it
     first = start + 4 + width
     length = int.from_bytes(head[start + 4 : first], "big") - (1 << 7 * width)
@@ -184,6 +186,7 @@ def _mp4_is_whole(file: BinaryIO, size: int) -> bool:
             return False
         at, kinds = at + length, [*kinds, kind]
     return at == size and b"moov" in kinds and b"moof" not in kinds  # moof: one of many pieces
+
 
 @functools.lru_cache(maxsize=2048)
 def _count_frames(folder: Path, pattern: str) -> int:

