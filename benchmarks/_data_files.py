@@ -20,12 +20,17 @@ from dear_core.depth.store import DepthStore, StoreInfo
 
 RATE, HEIGHT = Fraction(12), 240
 VP9 = {"deadline": "good", "cpu-used": "2", "row-mt": "0", "crf": "33", "b": "0"}
-RECIPES = [
-    *(Recipe("vp9", gop) for gop in (8, 4, 1)),
-    *(Recipe("h264", gop) for gop in (8, 4, 1)),
-    *(Recipe("mpeg4", gop) for gop in (48, 8, 4, 1)),
-    Recipe("mjpeg", 1),
-]
+ALL = [Recipe(codec, gop) for codec in ("vp9", "h264", "mpeg4") for gop in (8, 4, 1)]
+RECIPES = [*ALL, Recipe("mpeg4", 48), Recipe("mjpeg", 1)]
+LONG_RECIPES = [Recipe("vp9", 8), Recipe("h264", 8), *(Recipe("mpeg4", gop) for gop in (48, 16, 8, 4, 1))]
+
+
+@dataclass(frozen=True)
+class Files:
+    videos: list[Path]
+    depth: list[Path]
+    long: Path
+    """All videos one after the other, as wide as the narrowest."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,7 @@ def write_vp9(path: Path, clip_THWC: np.ndarray) -> None:
         container.mux(stream.encode())
 
 
-def make_files(folder: Path, quick: bool) -> tuple[list[Path], list[Path]]:
-    """Videos, and the depth videos that go with them."""
+def make_files(folder: Path, quick: bool) -> Files:
     count, frames = (1, 12) if quick else (4, 48)
     rendered = [(clip.colour_THWC, clip.unit_THW) for clip in rendered_clips(max(1, count // 2), frames)]
     rng = np.random.default_rng(0)
@@ -64,13 +68,15 @@ def make_files(folder: Path, quick: bool) -> tuple[list[Path], list[Path]]:
         width = colour_THWC.shape[2] // 2 * 2
         write_vp9(paths[-1], colour_THWC[:, :, :width])
         store.write(str(number), depth_THW[:, :, :width], RATE)
-    return paths, [store.path(path.stem) for path in paths]
+    narrow = min(colour.shape[2] for colour, _ in real + rendered) // 2 * 2
+    write_vp9(folder / "long.webm", np.concatenate([colour[:, :, :narrow] for colour, _ in real + rendered]))
+    return Files(paths, [store.path(path.stem) for path in paths], folder / "long.webm")
 
 
-def copies(folder: Path, videos: list[Path]) -> list[Copy]:
+def copies(folder: Path, videos: list[Path], recipes: list[Recipe]) -> list[Copy]:
     made = []
     whole = [frames_of(path) for path in videos]
-    for recipe in RECIPES:
+    for recipe in recipes:
         paths = [folder / f"{recipe.codec}-{recipe.gop}-{path.name}" for path in videos]
         for source, target in zip(videos, paths, strict=True):
             encode(source, target, recipe)

@@ -1,6 +1,6 @@
 """What a training clip costs: from a video file to a batch, against the usual way measured in the same run.
 
-    python benchmarks/data.py              # about four minutes on two cores
+    python benchmarks/data.py              # about five minutes
     python benchmarks/data.py --quick      # seconds: does everything run?
 
 A clip is 8 of 48 frames of a 240 pixels high VP9 file with one key frame, as Something-Something V2 is
@@ -19,6 +19,7 @@ processes are used, whose number the cores divide.
 import argparse
 import itertools
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -38,12 +39,13 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from benchmarks import _data_reference as reference
-from benchmarks._data_files import Copy, copies, make_files
+from benchmarks._data_files import LONG_RECIPES, RECIPES, Copy, copies, frames_of, make_files
 from dear_core.data import decode, transforms
 from dear_core.data.batches import collate
 from dear_core.data.dataset import ClipDataset
 from dear_core.data.frames import FileSource, Media
 from dear_core.data.sampling import FrameSampler
+from dear_core.data.transcode import Recipe
 
 FRAMES = 8
 WANTED = 300  # clips a second
@@ -53,13 +55,15 @@ STAGES: Mapping[str, list[tuple[object, str]]] = {
     "crop or warp": [(transforms, "_resized_crop"), (transforms, "_warp")],
     "colour": [(transforms, "colour")],
     "normalising": [(transforms, "_normalise")],
+    "collating": [(sys.modules[__name__], "collate")],
 }
 REFERENCE_STAGES: Mapping[str, list[tuple[object, str]]] = {
     "opening and decoding": [(reference, "read")],
     "RandAugment": [(reference, "augmented")],
     "resizing to 256×320": [(reference, "scaled")],
     "crop": [(reference, "cropped")],
-    "to a normalised tensor": [(reference, "tensor")],
+    "normalised tensor": [(reference, "tensor")],
+    "collating": [(sys.modules[__name__], "default_collate")],
 }
 
 
@@ -82,7 +86,7 @@ class Way:
             self.batch(number)
             self.seconds.append(time.process_time() - started)
             self.clock.append(time.perf_counter() - clock)
-        parts["batch and the rest"] = self.seconds[-1] - sum(parts.values())
+        parts["the rest"] = self.seconds[-1] - sum(parts.values())
         for stage, value in parts.items():
             self.parts[stage].append(value)
 
@@ -148,6 +152,7 @@ def theirs(name: str, videos: list[Path], repeats: int = 1) -> Way:
     lengths = [len(decode.open_frames(path)) for path in videos]
 
     def batch(number: int) -> Tensor:
+        random.seed(number), np.random.seed(number)
         made = []
         for index, (path, length) in enumerate(zip(videos, lengths, strict=True)):
             place = np.random.default_rng([0, number, index]).random(FRAMES)  # as ClipDataset draws it
@@ -165,13 +170,11 @@ def table(*rows: list[str]) -> None:
     print(flush=True)
 
 
-def show_ways(pairs: list[tuple[Way, Way | None]]) -> None:
-    rows = [
-        ["", "ms a clip", "clips/s and core", f"cores for {WANTED} clips/s", "of the reference", "by clock"]
-    ]
-    for way, against in pairs:
+def show_ways(ways: list[Way], against: Way) -> None:
+    rows = [["", "ms a clip", "clips/s and core", f"cores for {WANTED} clips/s", "of the first", "by clock"]]
+    for way in ways:
         cells = [f"{way.ms:.1f}", f"{1e3 / way.ms:.1f}", f"{WANTED * way.ms / 1e3:.1f}", "", ""]
-        if against is not None:
+        if way is not against:
             low, middle, high = way.times(against)
             cells[3] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
             cells[4] = f"{way.times(against, clock=True)[1]:.2f}"
@@ -190,8 +193,8 @@ def show_parts(ways: list[Way]) -> None:
     table(*rows)
 
 
-def show_copies(original: Way, made: list[tuple[Copy, Way]]) -> None:
-    heads = ["", "key frame every", "opening, ms", "decoding, ms", "ms a clip", "clips/s and core",
+def show_copies(title: str, original: Way, made: list[tuple[Copy, Way]]) -> None:
+    heads = [title, "key frame every", "opening, ms", "decoding, ms", "ms a clip", "clips/s and core",
              "of the original", "size", "PSNR (least)"]  # fmt: skip
 
     def row(name: str, gop: int, way: Way, *others: str) -> list[str]:
@@ -206,43 +209,62 @@ def show_copies(original: Way, made: list[tuple[Copy, Way]]) -> None:
     table(*rows)
 
 
+def ways_of_copies(made: list[Copy], kind: str) -> list[tuple[Copy, Way]]:
+    return [(one, ours(f"{kind}, {one.recipe.codec} {one.recipe.gop}", one.paths)) for one in made]
+
+
+def measure(folder: Path, passes: int, quick: bool) -> dict[str, object]:
+    files = make_files(folder, quick)
+    size = statistics.mean(path.stat().st_size for path in files.videos) / 1e3
+    print(f"{len(files.videos)} videos of {size:.0f} kB (Something-Something V2: 88)\n", flush=True)
+    short = ways_of_copies(copies(folder, files.videos, RECIPES), "short")
+    long = ways_of_copies(copies(folder, [files.long], LONG_RECIPES), "long")
+    fast = next(one.paths for one, _ in short if one.recipe == Recipe())
+    videos, depth = files.videos, files.depth
+    first, first2 = theirs("reference", videos), theirs("reference, 2 samples a video", videos, 2)
+    rgb, both = ours("RGB", videos), ours("RGB and depth", videos, depth)
+    one = [first, rgb, ours("RGB transcoded", fast), both, ours("RGB transcoded, and depth", fast, depth)]
+    two = [
+        first2,
+        ours("RGB, 2 samples a video", videos, repeats=2),
+        ours("RGB transcoded, 2 samples a video", fast, repeats=2),
+        ours("RGB and depth, 2 samples a video", videos, depth, repeats=2),
+        ours("RGB transcoded, and depth, 2 samples a video", fast, depth, repeats=2),
+    ]
+    whole = ours("long", [files.long])
+    ways = [*one, *two, whole, *(way for _, way in short + long)]
+    for number in range(passes + 1):
+        for way in ways:
+            way.run(number)
+            if number == 0:  # warm-up
+                way.seconds.clear(), way.clock.clear(), way.parts.clear()
+    show_ways(one, first)
+    show_ways(two, first2)
+    show_parts([rgb, both])
+    show_parts([first])
+    show_copies("48 frames", rgb, short)
+    show_copies(f"{len(frames_of(files.long))} frames", whole, long)
+    return {
+        "ways": {way.name: {"ms": way.ms, "parts": {s: way.part(s) for s in way.parts}} for way in ways},
+        "ratios": {way.name: way.times(first) for way in one[1:]}
+        | {w.name: w.times(first2) for w in two[1:]},
+        "copies": {way.name: {"size": one.size, "psnr": one.psnr} for one, way in short + long},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--passes", type=int, default=24, help="passes that count; the median does")
-    parser.add_argument("--quick", action="store_true", help="two short clips, two passes")
+    parser.add_argument("--quick", action="store_true", help="short clips, one pass")
     parser.add_argument("--json", type=Path, help="write what was measured to this file as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        videos, depth = make_files(folder, options.quick)
-        size = statistics.mean(path.stat().st_size for path in videos) / 1e3
-        print(f"{len(videos)} clips, {size:.0f} kB a video (Something-Something V2: 88)\n", flush=True)
-        plain, plain2 = theirs("reference", videos), theirs("reference, 2 samples a video", videos, 2)
-        rgb, rgb2 = ours("RGB", videos), ours("RGB, 2 samples a video", videos, repeats=2)
-        both = ours("RGB and depth", videos, depth)
-        made = [
-            (one, ours(f"{one.recipe.codec} {one.recipe.gop}", one.paths)) for one in copies(folder, videos)
-        ]
-        ways = [plain, rgb, plain2, rgb2, both, *(way for _, way in made)]
-        for number in range(-1, 2 if options.quick else options.passes):
-            for way in ways:
-                way.run(number + 1)
-                if number < 0:  # warm-up
-                    way.seconds.clear(), way.clock.clear(), way.parts.clear()
-    show_ways([(plain, None), (rgb, plain), (plain2, None), (rgb2, plain2), (both, None)])
-    show_parts([rgb, both])
-    show_parts([plain])
-    show_copies(rgb, made)
+        measured = measure(Path(name), 1 if options.quick else options.passes, options.quick)
     if options.json is not None:
-        rows = {way.name: {"ms": way.ms, "parts": {s: way.part(s) for s in way.parts}} for way in ways}
-        ratios = {"one sample": rgb.times(plain), "two samples": rgb2.times(plain2)}
-        sizes = {way.name: {"size": one.size, "psnr": one.psnr} for one, way in made}
-        options.json.write_text(
-            json.dumps({"ways": rows, "ratios": ratios, "copies": sizes}, indent=1) + "\n"
-        )
+        options.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ used: a run has one optimiser, and the paper names Side4Video as its framework.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dear_core.config import (
@@ -162,6 +162,19 @@ def by_name(name: str) -> RunConfig:
     for other in others:
         config = config.replace(CHANGES[_known(other, CHANGES, "group of changes")])
     return config
+
+
+def data_keys(arguments: Sequence[str]) -> DataConfig:
+    """The data part of the preset that ``--preset`` names among command-line arguments, else the defaults.
+
+    Read before the command line is parsed, whose other options then change it.
+    """
+    for position, word in enumerate(arguments):
+        if word == "--preset" and position + 1 < len(arguments):
+            return by_name(arguments[position + 1]).data
+        if word.startswith("--preset="):
+            return by_name(word.removeprefix("--preset=")).data
+    return DataConfig()
 
 
 def _known(name: str, names: Mapping[str, Any], kind: str) -> str:

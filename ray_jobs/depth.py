@@ -233,29 +233,18 @@ def _verify(console: Console, options: Options, store: DepthStore, manifest: Man
     ):
         found = threads.map(count, sources.values())
         counts = dict(zip(sources, bar.track(found, len(sources), description="counting"), strict=True))
-        frames = {source: number for source, number in counts.items() if isinstance(number, int)}
+        frames = {source: n if isinstance(n, int) else None for source, n in counts.items()}
         wrong = [reason for reason in counts.values() if isinstance(reason, str)]
         task = bar.add_task("checking", total=len(frames))
         wrong += store.verify(frames, lambda done, total, what: bar.update(task, completed=done))
     for sentence in wrong:
         console.print(sentence)
-    total = sum(frames.values())
+    total = sum(number or 0 for number in frames.values())
     console.print(f"{len(sources)} videos, {total} frames: {len(wrong) or 'nothing'} wrong in {store.root}")
     return EXIT_FAILED_VIDEOS if wrong else 0
 
 
-def _defaults(arguments: Sequence[str]) -> Options:
-    """Options with the data set of ``--preset``, which is read before all others."""
-    name = None
-    for position, word in enumerate(arguments):
-        if word == "--preset" and position + 1 < len(arguments):
-            name = arguments[position + 1]
-        elif word.startswith("--preset="):
-            name = word.removeprefix("--preset=")
-    return Options() if name is None else Options(data=presets.by_name(name).data)
-
-
 if __name__ == "__main__":
     with readable_errors():
-        base = _defaults(sys.argv[1:])
+        base = Options(data=presets.data_keys(sys.argv[1:]))
         sys.exit(main(tyro.cli(Options, description=__doc__, default=base, config=(FlagCreatePairsOff,))))

@@ -3,7 +3,7 @@
 import pytest
 
 from dear_core import presets
-from dear_core.config import load
+from dear_core.config import DataConfig, load
 from dear_core.errors import InputError
 from sweeps import branches
 
@@ -73,3 +73,11 @@ def test_the_papers_rows_are_those_of_the_sweep():
     assert [base.replace({"model.branches": list(row)}).model.row for row in presets.PAPER_ROWS] == list(
         branches.ROWS
     )
+
+
+def test_the_data_keys_of_a_command_lines_preset():
+    assert presets.data_keys(["--height", "64", "--preset=demo"]).root == "data/demo"
+    assert presets.data_keys(["--preset", "ssv2_vitb16", "--height", "64"]).root == "data/ssv2"
+    assert presets.data_keys(["--height", "64"]) == DataConfig()
+    with pytest.raises(InputError, match="did you mean ssv2_vitb16"):
+        presets.data_keys(["--preset", "ssv2_vitb61"])

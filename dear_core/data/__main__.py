@@ -56,8 +56,8 @@ class Check:
     """Start from the data keys of a preset, for example ssv2_vitb16."""
     splits: tuple[str, ...] = ()
     """Which splits; default: all that the data set has."""
-    depth: bool | None = None
-    """Read depth too; default: if there is a depth store."""
+    no_depth: bool = False
+    """Leave depth out; else it is read too if there is a depth store."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Processes."""
     out: Path | None = None
@@ -116,7 +116,7 @@ def main(options: Check) -> int:
     data = places.absolute_data(options.data).model_copy(update={"cache_dir": None})
     found = build.manifest(data)
     splits = options.splits or tuple(found.splits)
-    store = _store(data, options.depth)
+    store = None if options.no_depth else _store(data)
     branches = ["rgb:side4video"] + (["depth:side4video"] if store is not None else [])
     config = RunConfig(data=data).replace({"model.branches": branches})
     out = options.out or places.home() / "results" / "check" / _name(data)
@@ -148,11 +148,9 @@ def _dataset(config: RunConfig, split: str, part: Manifest) -> Any:
     return build.dataset(config, part, split)
 
 
-def _store(data: DataConfig, wanted: bool | None) -> DepthStore | None:
+def _store(data: DataConfig) -> DepthStore | None:
     root = Path(data.depth_root) if data.depth_root else Path(data.root) / "depth"
-    if wanted is False or (wanted is None and not (root / "store.json").is_file()):
-        return None
-    return DepthStore.open(root)
+    return DepthStore.open(root) if (root / "store.json").is_file() else None
 
 
 def _name(data: DataConfig) -> str:
@@ -233,24 +231,15 @@ def _filled(report: check.SplitReport) -> str:
     )
 
 
-def _preset(arguments: list[str]) -> DataConfig:
-    """The data keys that ``--preset`` names, which the other options then change."""
-    for number, word in enumerate(arguments):
-        name = word.partition("=")[2] if word.startswith("--preset=") else None
-        if word == "--preset" and number + 1 < len(arguments):
-            name = arguments[number + 1]
-        if name:
-            return presets.by_name(name).data
-    return DataConfig()
-
-
 def command(arguments: list[str]) -> int:
-    base = _preset(arguments)
+    base = presets.data_keys(arguments)
     commands = (
         Annotated[Check, tyro.conf.subcommand("check", default=Check(data=base))]
         | Annotated[Transcode, tyro.conf.subcommand("transcode", default=Transcode(tyro.MISSING, base))]
     )
-    options = tyro.cli(commands, args=arguments, prog="python -m dear_core.data", description=__doc__)
+    program = "python -m dear_core.data"
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    options = tyro.cli(commands, args=arguments, prog=program, description=__doc__, config=flags)
     return main(options) if isinstance(options, Check) else rewrite(options)
 
 

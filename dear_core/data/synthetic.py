@@ -186,7 +186,8 @@ def _claim(root: Path, parameters: dict[str, Any]) -> None:
                 raise InputError(f"{path} is not readable JSON; choose another folder.") from None
             if found != parameters:
                 raise InputError(
-                    f"{root} holds the data set {found}, not {parameters}; choose another folder, or delete it"
+                    f"{root} holds the data set {found}, not {parameters}; choose another "
+                    "folder, or delete it"
                 )
     if not (root / STARTED).exists():
         if root.exists() and (not root.is_dir() or any(root.iterdir())):

@@ -216,9 +216,11 @@ class DepthStore:
             ) from None
 
     def verify(
-        self, sources: Mapping[str, int], progress: Progress | None = None, threads: int | None = None
+        self, sources: Mapping[str, int | None], progress: Progress | None = None, threads: int | None = None
     ) -> list[str]:
-        """What is wrong with the store for ``sources`` (id to frames), a sentence each; empty: nothing.
+        """What is wrong with the store for ``sources``, a sentence each; empty: nothing.
+
+        ``sources`` maps ids to frames, None where they could not be counted.
 
         Counts frames by packets and compares sizes; a cut file is found wherever it was cut. Pixels are not
         decoded: a file whose inside was overwritten passes.
@@ -233,7 +235,7 @@ class DepthStore:
         extra = sorted(self.ids() - set(sources))
         return found + [f"{self.path(name)}: no source has this name; remove it" for name in extra]
 
-    def _fault(self, source: tuple[str, int]) -> str | None:
+    def _fault(self, source: tuple[str, int | None]) -> str | None:
         source_id, frames = source
         path, again = self.path(source_id), "remove it and estimate it again"
         try:
@@ -244,7 +246,7 @@ class DepthStore:
             return f"{error}: cut off or damaged; {again}"
         except (OSError, av.FFmpegError, IndexError):
             return f"{path}: not readable as a video; {again}"
-        if facts.frames != frames:
+        if frames is not None and facts.frames != frames:
             return f"{path}: {facts.frames} frames of depth, but its source has {frames}; {again}"
         if min(facts.width, facts.height) != self.info.height:
             return (

@@ -268,12 +268,6 @@ def test_what_is_refused_before_ray_starts(options, videos, tmp_path):
     assert not made(store)
 
 
-def test_a_preset_gives_the_data_set(options):
-    assert depth._defaults(["--height", "64", "--preset=demo"]).data.root == "data/demo"
-    assert depth._defaults(["--height", "64"]) == depth.Options()
-    with pytest.raises(InputError, match="ssv2_vitb16"):
-        depth._defaults(["--preset", "ssv2_vitb61"])
-
 
 def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
     monkeypatch.setattr(depth_progress, "LINE_EVERY", 0.0)
