@@ -171,7 +171,7 @@ def table(*rows: list[str]) -> None:
 
 
 def show_ways(ways: list[Way], against: Way) -> None:
-    rows = [["", "ms a clip", "clips/s and core", f"cores for {WANTED} clips/s", "of the first", "by clock"]]
+    rows = [["", "ms a clip", "clips/s and core", f"cores for {WANTED} clips/s", "first / this", "by clock"]]
     for way in ways:
         cells = [f"{way.ms:.1f}", f"{1e3 / way.ms:.1f}", f"{WANTED * way.ms / 1e3:.1f}", "", ""]
         if way is not against:
@@ -195,7 +195,7 @@ def show_parts(ways: list[Way]) -> None:
 
 def show_copies(title: str, original: Way, made: list[tuple[Copy, Way]]) -> None:
     heads = [title, "key frame every", "opening, ms", "decoding, ms", "ms a clip", "clips/s and core",
-             "of the original", "size", "PSNR (least)"]  # fmt: skip
+             "original / this", "size", "PSNR (least)"]  # fmt: skip
 
     def row(name: str, gop: int, way: Way, *others: str) -> list[str]:
         parts = [f"{way.part(stage):.1f}" for stage in ("opening", "decoding")]
@@ -242,7 +242,7 @@ def measure(folder: Path, passes: int, quick: bool) -> dict[str, object]:
     show_ways(two, first2)
     show_parts([rgb, both])
     show_parts([first])
-    show_copies("48 frames", rgb, short)
+    show_copies(f"{len(frames_of(videos[0]))} frames", rgb, short)
     show_copies(f"{len(frames_of(files.long))} frames", whole, long)
     return {
         "ways": {way.name: {"ms": way.ms, "parts": {s: way.part(s) for s in way.parts}} for way in ways},

@@ -268,7 +268,6 @@ def test_what_is_refused_before_ray_starts(options, videos, tmp_path):
     assert not made(store)
 
 
-
 def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
     monkeypatch.setattr(depth_progress, "LINE_EVERY", 0.0)
     state = depth_pool.State(3, [Done("a", 5), Failed("b", "why")], workers=1, frames=7)
