@@ -1,6 +1,8 @@
 """A real MLflow with SQLite: one run a key, every row once, whatever is interrupted."""
 
+import json
 import logging
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -74,6 +76,30 @@ def test_a_row_that_is_sent_again_is_stored_once(sweep, config, tmp_path):
     tracker.rows()
     (child,) = children(sweep)
     assert len(sweep.client.get_metric_history(child.info.run_id, "train/loss")) == 2
+
+
+def test_clips_that_were_left_out_are_named_while_the_run_goes_on_and_when_it_fails(sweep, config, tmp_path):
+    folder = RunFolder(tmp_path, config.key)
+    folder.create(config)
+    tracker = make(sweep)(folder)
+    tracker.start(config)
+    tracker.rows()
+    (child,) = children(sweep)
+
+    def named():
+        files = {file.path for file in sweep.client.list_artifacts(child.info.run_id)}
+        if "bad_clips.jsonl" not in files:
+            return []
+        text = Path(sweep.client.download_artifacts(child.info.run_id, "bad_clips.jsonl")).read_text()
+        return [json.loads(line)["reason"] for line in text.splitlines()]
+
+    assert named() == []
+    folder.add_bad("train", [(3, "a.webm: truncated")])
+    tracker.rows()
+    assert named() == ["a.webm: truncated"]
+    folder.add_bad("train", [(3, "a.webm: truncated"), (8, "b.webm: truncated")])
+    tracker.fail("too many")
+    assert named() == ["a.webm: truncated", "b.webm: truncated"]
 
 
 def test_a_sweep_is_found_again_and_a_set_aside_run_is_not(sweep, config, tmp_path):
