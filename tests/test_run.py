@@ -201,6 +201,18 @@ def test_another_data_set_than_the_configs_is_refused(config, tmp_path):
         build.resolve(config.replace({"data.identity": "0123"}))
 
 
+def test_a_depth_store_of_another_model_or_height_is_refused_by_both_names(config):
+    changes = {"data.depth_store.model": "Intel/dpt-large", "data.depth_store.height": 240}
+    words = (
+        r"data\.depth_store: the depth store \S+ was made with model synthetic, height 120; the config names "
+    )
+    with pytest.raises(InputError, match=words + "model Intel/dpt-large, height 240"):
+        build.resolve(config.replace(changes))
+    assert config.data.depth_store.model == "synthetic"
+    rgb = config.replace({**changes, "model.branches": ["rgb:side4video"]})
+    assert build.resolve(rgb).key == rgb.key  # who reads no depth does not care
+
+
 def test_missing_depth_is_refused_only_where_it_is_read(config, tmp_path):
     with pytest.raises(InputError, match=r"data\.depth_root: "):
         build.resolve(config.replace({"data.identity": None, "data.depth_root": str(tmp_path)}))

@@ -71,17 +71,19 @@ class StoreInfo:
             )
 
     def differences(self, expected: Mapping[str, object]) -> str | None:
-        """ "was made with model A, height 240; this is model B, height 120", or None where all agree.
+        """ "was made with model A, height 240; the config names model B, height 120"; None where all agree.
 
         ``expected`` names fields; those that are None may be anything.
         """
-        return self._differences({name: value for name, value in expected.items() if value is not None})
+        named = {name: value for name, value in expected.items() if value is not None}
+        return self._differences(named, "the config names")
 
-    def _differences(self, expected: Mapping[str, object]) -> str | None:
+    def _differences(self, expected: Mapping[str, object], other: str = "this is") -> str | None:
         own = {name: getattr(self, name) for name, value in expected.items() if getattr(self, name) != value}
         if not own:
             return None
-        return f"was made with {_listed(own)}; this is {_listed({name: expected[name] for name in own})}"
+        wanted = {name: expected[name] for name in own}
+        return f"was made with {_listed(own)}; {other} {_listed(wanted)}"
 
 
 class DepthStore:

@@ -132,7 +132,7 @@ def test_differences_from_what_is_expected() -> None:
     assert INFO.differences(nothing) is None
     assert INFO.differences(nothing | {"model": "synthetic", "height": 120}) is None
     assert INFO.differences(nothing | {"weights": "3fa9", "height": 240}) == (
-        "was made with weights unknown, height 120; this is weights 3fa9, height 240"
+        "was made with weights unknown, height 120; the config names weights 3fa9, height 240"
     )
 
 
