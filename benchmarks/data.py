@@ -1,6 +1,6 @@
 """What a training clip costs: from a video file to a batch, against the usual way measured in the same run.
 
-    python benchmarks/data.py              # about five minutes
+    python benchmarks/data.py              # about four minutes
     python benchmarks/data.py --quick      # seconds: does everything run?
 
 A clip is 8 of 48 frames of a 240 pixels high VP9 file with one key frame, as Something-Something V2 is
@@ -213,6 +213,17 @@ def ways_of_copies(made: list[Copy], kind: str) -> list[tuple[Copy, Way]]:
     return [(one, ours(f"{kind}, {one.recipe.codec} {one.recipe.gop}", one.paths)) for one in made]
 
 
+def again(videos: list[Path], repeats: int = 5) -> float:
+    """ms of the process to open a video once more, for the duration in its header."""
+    started = time.process_time()
+    for path in videos * repeats:
+        decode.open_frames(path).rate  # noqa: B018
+    both = time.process_time()
+    for path in videos * repeats:
+        decode.open_frames(path)
+    return 1e3 * (2 * both - started - time.process_time()) / len(videos * repeats)
+
+
 def measure(folder: Path, passes: int, quick: bool) -> dict[str, object]:
     files = make_files(folder, quick)
     size = statistics.mean(path.stat().st_size for path in files.videos) / 1e3
@@ -242,6 +253,7 @@ def measure(folder: Path, passes: int, quick: bool) -> dict[str, object]:
     show_ways(two, first2)
     show_parts([rgb, both])
     show_parts([first])
+    print(f"What is spared a file that is whole: opening it again, {again(videos):.1f} ms\n")
     show_copies(f"{len(frames_of(videos[0]))} frames", rgb, short)
     show_copies(f"{len(frames_of(files.long))} frames", whole, long)
     return {

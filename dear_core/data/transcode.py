@@ -22,6 +22,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.reformatter import Interpolation as Scaler
 
 from dear_core.data import decode
 from dear_core.errors import InputError
@@ -29,6 +30,7 @@ from dear_core.errors import InputError
 UNFINISHED = ".part"
 COMPARED = 4  # frames of a video that are compared with the original's
 LEAST_PSNR = 20.0  # dB; less means another frame, another colour or another side up
+EXACT = Scaler.BICUBIC | Scaler.ACCURATE_RND | Scaler.FULL_CHR_H_INT | Scaler.FULL_CHR_H_INP  # no darkening
 MOST_TICKS = 65535  # of a second, MPEG-4's limit
 
 
@@ -130,7 +132,7 @@ def encode(original: Path, target: Path, recipe: Recipe) -> int:
                 context.thread_count, context.gop_size, context.max_b_frames = 1, recipe.gop, 0
             changed = reformatter.reformat(
                 frame, width, height, encoder.pixel_format,
-                dst_colorspace=Colorspace.ITU601, dst_color_range=full, interpolation="AREA",
+                dst_colorspace=Colorspace.ITU601, dst_color_range=full, interpolation=EXACT,
             )  # fmt: skip
             changed.pts, changed.time_base = count - 1, 1 / rate
             changed.pict_type = 0  # the encoder chooses
@@ -164,9 +166,10 @@ def _compare(original: decode.VideoFile, made: Path, recipe: Recipe) -> tuple[fl
     for index, before, after in zip(which, original.read(which), again.read(which), strict=True):
         if before.shape != after.shape and recipe.height:
             frame, (height, width) = av.VideoFrame.from_ndarray(before, "rgb24"), after.shape[:2]
-            before = frame.reformat(width, height, interpolation="AREA").to_ndarray()
+            before = frame.reformat(width, height, interpolation=EXACT).to_ndarray()
         if before.shape != after.shape:
-            raise InputError(f"{original.path}: is turned when shown; write it again without that")
+            sizes = " and ".join(f"{frame.shape[1]}×{frame.shape[0]}" for frame in (before, after))
+            raise InputError(f"{original.path}: its frames are {sizes} when read in two ways; is it turned?")
         error = max(np.square(before.astype(np.float32) - after).mean(), 1e-2)
         result.append(10 * math.log10(255**2 / error))
         if result[-1] < LEAST_PSNR:

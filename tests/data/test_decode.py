@@ -56,6 +56,14 @@ def test_a_truncated_video_is_named(video, tmp_path, share):
         reader.read(np.arange(len(reader)))
 
 
+def test_a_file_is_whole_only_where_it_has_the_length_that_it_says(video, tmp_path):
+    assert decode.is_whole(video)
+    short = tmp_path / "short.webm"
+    for length in (0, 3, 11, 40, 5000, video.stat().st_size - 1):
+        short.write_bytes(video.read_bytes()[:length])
+        assert not decode.is_whole(short), length
+
+
 def test_other_files_are_no_videos(tmp_path):
     text = tmp_path / "notes.webm"
     text.write_text("hello")
