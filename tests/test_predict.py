@@ -68,6 +68,7 @@ def trained(weights, tmp_path_factory):
     return root, RunFolder(root / "results", config.key).last
 
 
+@pytest.mark.slow
 def test_a_video_gets_the_probabilities_of_validation(trained, weights, tmp_path):
     root, checkpoint = trained
     written = tmp_path / "predictions.jsonl"
@@ -91,6 +92,7 @@ def test_a_video_gets_the_probabilities_of_validation(trained, weights, tmp_path
     assert (pictures[0][240:] > 200).mean() > 0.01  # the letters
 
 
+@pytest.mark.slow
 def test_depth_of_a_store_is_taken_where_it_is_given(trained, weights):
     root, checkpoint = trained
     name = sorted((root / "data" / "videos").glob("*.webm"))[0].stem
@@ -100,6 +102,7 @@ def test_depth_of_a_store_is_taken_where_it_is_given(trained, weights):
     assert given["label"] == estimated["label"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_one_sentence(trained, weights, tmp_path):
     root, checkpoint = trained
     video = sorted((root / "data" / "videos").glob("*.webm"))[0]

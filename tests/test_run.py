@@ -65,6 +65,7 @@ def test_eval_gives_the_figures_of_training_to_the_digit(config, tmp_path):
     assert scores["recorded"] == {name: result[name] for name in ("loss", "top1", "top5")}
 
 
+@pytest.mark.slow
 def test_checkpointing_trains_the_same_run_to_the_bit(config, tmp_path):
     plain = run(config, tmp_path / "plain")
     thrifty = config.replace({"train.gradient_checkpointing": True})
@@ -87,6 +88,7 @@ def test_bf16_and_compiled_runs_train_and_are_evaluated(config, tmp_path):
     assert abs(scores["loss"] - compiled["loss"]) < 2e-2 * compiled["loss"]
 
 
+@pytest.mark.slow
 def test_loader_processes_change_nothing(config, tmp_path):
     config = config.replace({"model.branches": ["rgb:side4video"], "train.epochs": 1, "data.repeats": 2})
     config = build.resolve(config)

@@ -72,6 +72,7 @@ def test_every_kind_of_bad_clip_is_named(check, root):
     assert not train["missing_depth"] and not train["short"] and done.returncode == 1
 
 
+@pytest.mark.slow
 def test_bad_words_are_one_sentence(check):
     done, _ = check("--splits", "nonsense")
     assert done.returncode == 2

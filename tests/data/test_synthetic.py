@@ -157,6 +157,7 @@ def test_directions_show_in_the_image_and_clutter_does_not_depend_on_the_label()
         assert len(clutter) == 1
 
 
+@pytest.mark.slow
 def test_a_clip_is_the_same_whatever_the_number_of_processes(made: Path, tmp_path: Path) -> None:
     generate(tmp_path / "one", **SMALL, workers=1, progress=False)
     for path in sorted(made.rglob("*")):
@@ -205,6 +206,7 @@ def test_bad_counts_are_refused_and_nothing_is_made(tmp_path: Path, bad: dict[st
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_names_the_clip(tmp_path: Path) -> None:
     generate_root = tmp_path / "demo"
     (generate_root / "videos").mkdir(parents=True)

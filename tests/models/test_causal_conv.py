@@ -65,6 +65,7 @@ def test_strides_do_not_matter():
     assert torch.equal(causal_conv_silu(wide, weight, bias), causal_conv_silu(x, weight, bias))
 
 
+@pytest.mark.slow
 def test_the_operator_keeps_torchs_rules():
     x, weight, bias = inputs(2, 9, 70, 4)
     assert set(torch.library.opcheck(torch.ops.dear.causal_conv_silu, (x, weight, bias, True)).values()) == {

@@ -190,6 +190,7 @@ def test_one_stream_is_handed_on_as_it_is(combine, make_dear, make_clip):
     assert torch.equal(model(clip), logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS, ids=option_id)
 def test_fusion_compiles_in_one_graph(option, make_dear, make_clip):
     model = make_dear(*FULL, **option)

@@ -217,6 +217,7 @@ def test_misfitting_shapes_are_refused():
         selective_scan(u, delta, A, B[:, :, :-1], C, D)
 
 
+@pytest.mark.slow
 def test_operators_keep_torchs_rules():
     """Schema, fake tensors and strides agree with what the kernels really return."""
     for channels_last, channels in ((False, 70), (True, 70), (True, 32)):

@@ -33,6 +33,7 @@ def paper():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_papers_rows_in_full_size(paper):
     assert [row.row for row in paper] == [
         "RGB",
@@ -45,6 +46,7 @@ def test_the_papers_rows_in_full_size(paper):
     assert [round(row.total.gflops) for row in paper] == [351, 437, 703, 789]
 
 
+@pytest.mark.slow
 def test_the_parts_add_up_to_the_whole(paper):
     for row in paper:
         for name in FIELDS:
@@ -56,6 +58,7 @@ def test_the_parts_add_up_to_the_whole(paper):
     assert (two.gflops, two.parameters) == (pytest.approx(2 * one.gflops), one.parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [100, 80])
 def test_the_table_is_whole_at_usual_widths(width, paper):
     file = io.StringIO()

@@ -63,6 +63,7 @@ def test_a_missing_weights_file(refuse, tmp_path):
     assert f"model.videomamba.pretrained: {tmp_path}/mamba.pth: no such file" in sentence
 
 
+@pytest.mark.slow
 def test_a_missing_data_folder(refuse, tmp_path):
     sentence = refuse(root=tmp_path / "nowhere")
     assert f"data.root: {tmp_path}/nowhere is no folder; it should hold labels.json" in sentence

@@ -241,6 +241,7 @@ def test_killed_continued_and_repaired(videos, weights, options, tmp_path, capsy
     assert "8 videos, 261 frames: 1 wrong" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_wrong_name_is_one_sentence(videos, weights, run_command):
     done = run_command(
         "ray_jobs/depth.py", "--data.root", videos, "--model", "Intel/dpt-hybrid", "--out", "d"
@@ -301,6 +302,7 @@ def items_of(videos):
     return [Item(str(n), str(videos / "videos" / f"{n}.webm")) for n in range(len(LENGTHS))]
 
 
+@pytest.mark.slow
 def test_batches_across_videos_give_what_each_video_gives(videos, weights, tmp_path):
     shelf = Shelf(tmp_path)
     outcomes = run_pipeline(weights, items_of(videos), shelf, batch=16, threads=2)
