@@ -8,7 +8,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 from dear_core import build, presets
 from dear_core.data import decode, synthetic
@@ -19,31 +18,15 @@ from dear_core.eval import evaluate_checkpoint
 from dear_core.predict import predict_video
 from dear_core.run import run
 from dear_core.runs import RunFolder
+from tests.tiny_depth import dpt_hybrid, save_dpt
 
-MODEL = "Intel/dpt-large"
+MODEL = "Intel/dpt-hybrid-midas"
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A tiny DPT with random weights, in transformers' form."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
-    config = DPTConfig(
-        **sizes,
-        image_size=64,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[16, 16, 24, 24],
-        fusion_hidden_size=16,
-    )
-    network = DPTForDepthEstimation(config)
-    for parameter in network.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.kaiming_uniform_(parameter)
-    torch.nn.init.constant_(network.head.head[4].bias, 50.0)  # else the last ReLU gives zeros
-    folder = tmp_path_factory.mktemp("weights")
-    network.save_pretrained(folder)
-    DPTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
-    return folder
+    """A tiny dpt-hybrid with random weights, as a folder that transformers has saved."""
+    return save_dpt(dpt_hybrid(64), tmp_path_factory.mktemp("weights"), 64)
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +94,11 @@ def test_what_does_not_fit_is_one_sentence(trained, weights, tmp_path):
     wrong = next(path for path in other if lengths[path] != lengths[root / "depth" / video.name])
     with pytest.raises(InputError, match="differ in their number of frames"):
         predict_video(video, checkpoint, depth=wrong)
-    network = DPTForDepthEstimation.from_pretrained(weights)
-    torch.nn.init.zeros_(network.head.head[0].weight)
-    network.save_pretrained(tmp_path / "changed")
-    DPTImageProcessor.from_pretrained(weights).save_pretrained(tmp_path / "changed")
+    changed = dpt_hybrid(64)
+    torch.nn.init.zeros_(changed.head.head[0].weight)
+    save_dpt(changed, tmp_path / "changed", 64)
     with pytest.raises(
-        InputError, match=r"--depth-weights: the checkpoint's depth is from Intel/dpt-large with"
+        InputError, match=r"--depth-weights: the checkpoint's depth is from Intel/dpt-hybrid-midas with"
     ):
         predict_video(video, checkpoint, depth_weights=tmp_path / "changed")
 

@@ -9,60 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    BitConfig,
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
     Dinov2Config,
-    DPTConfig,
     DPTForDepthEstimation,
     DPTImageProcessor,
 )
 
 from dear_core.depth.estimator import MODELS, DepthEstimator, find_weights
 from dear_core.errors import InputError
+from tests.tiny_depth import dpt_hybrid, lively
 
 HYBRID = "Intel/dpt-hybrid-midas"
 ANYTHING = "depth-anything/Depth-Anything-V2-Small-hf"
-
-
-def _lively(model):
-    """Weights large enough that depth varies, and a depth that the last ReLU lets through."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.kaiming_uniform_(parameter)
-    biases = [layer.bias for layer in model.head.modules() if isinstance(layer, torch.nn.Conv2d)]
-    torch.nn.init.constant_(biases[-1], 50.0)
-    return model.eval()
-
-
-def _hybrid():
-    """DPT with a convolutional backbone, like dpt-hybrid-midas, for 64×64."""
-    bit = BitConfig(
-        embedding_size=16,
-        hidden_sizes=[16, 32, 64],
-        depths=[1, 1, 1],
-        num_groups=4,
-        layer_type="bottleneck",
-        global_padding="same",
-        embedding_dynamic_padding=True,
-        out_features=["stage1", "stage2", "stage3"],
-    )
-    config = DPTConfig(
-        is_hybrid=True,
-        backbone_config=bit.to_dict(),
-        backbone_featmap_shape=[1, 64, 4, 4],
-        image_size=64,
-        hidden_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[16, 32, 24, 24],
-        reassemble_factors=[1, 1, 1, 0.5],
-        fusion_hidden_size=16,
-    )
-    return _lively(DPTForDepthEstimation(config))
 
 
 def _anything(**more):
@@ -82,7 +41,7 @@ def _anything(**more):
         head_hidden_size=8,
         **more,
     )
-    return _lively(DepthAnythingForDepthEstimation(config))
+    return lively(DepthAnythingForDepthEstimation(config))
 
 
 PROCESSORS = {
@@ -100,7 +59,7 @@ PROCESSORS = {
 def folders(tmp_path_factory):
     """Tiny models of both kinds, saved as the hub has them."""
     made = {}
-    for name, model in ((HYBRID, _hybrid()), (ANYTHING, _anything())):
+    for name, model in ((HYBRID, dpt_hybrid(64)), (ANYTHING, _anything())):
         made[name] = tmp_path_factory.mktemp("weights")
         model.save_pretrained(made[name])
         DPTImageProcessor(**PROCESSORS[name]).save_pretrained(made[name])

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from ray.cluster_utils import Cluster
 from rich.console import Console
-from transformers import BitConfig, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 from dear_core.config import DataConfig
 from dear_core.data import decode
@@ -30,6 +29,7 @@ from dear_core.errors import InputError
 from ray_jobs import depth, depth_pipeline, depth_pool, depth_progress, schedule
 from ray_jobs.depth_batches import Batches, Done, Failed, Item, Piece, Video
 from ray_jobs.depth_pipeline import Pipeline
+from tests.tiny_depth import dpt_hybrid, save_dpt
 
 ROOT = Path(__file__).parents[2]
 MODEL = "Intel/dpt-hybrid-midas"
@@ -64,40 +64,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A tiny dpt-hybrid with random weights, as a folder that transformers has saved."""
-    torch.manual_seed(0)
-    bit = BitConfig(
-        embedding_size=16,
-        hidden_sizes=[16, 32, 64],
-        depths=[1, 1, 1],
-        num_groups=4,
-        layer_type="bottleneck",
-        global_padding="same",
-        embedding_dynamic_padding=True,
-        out_features=["stage1", "stage2", "stage3"],
-    )
-    config = DPTConfig(
-        is_hybrid=True,
-        backbone_config=bit.to_dict(),
-        backbone_featmap_shape=[1, 64, SIDE // 16, SIDE // 16],
-        image_size=SIDE,
-        hidden_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[16, 32, 24, 24],
-        reassemble_factors=[1, 1, 1, 0.5],
-        fusion_hidden_size=16,
-    )
-    model = DPTForDepthEstimation(config)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.kaiming_uniform_(parameter)
-    torch.nn.init.constant_(model.head.head[4].bias, 50.0)
-    folder = tmp_path_factory.mktemp("weights")
-    model.save_pretrained(folder)
-    DPTImageProcessor(size={"height": SIDE, "width": SIDE}, resample=2).save_pretrained(folder)
-    return folder
+    return save_dpt(dpt_hybrid(SIDE), tmp_path_factory.mktemp("weights"), SIDE)
 
 
 @pytest.fixture(scope="module")
