@@ -151,6 +151,33 @@ def test_mixed_batches_train(config, tmp_path, mixing):
     assert run(mixed, tmp_path)["clips"] == 10
 
 
+def test_a_split_without_labels_is_predicted_and_not_scored(config, tiny_root, tmp_path):
+    run(config, tmp_path)
+    path, root = RunFolder(tmp_path, config.key).last, tmp_path / "moved"
+    shutil.copytree(tiny_root, root, ignore=shutil.ignore_patterns("frames"))
+    with pytest.raises(InputError, match="has no test split; it has train, validation"):
+        evaluate_checkpoint(path, str(root), split="test")
+    entries = json.loads((root / "validation.json").read_text())
+    (root / "test.json").write_text(json.dumps([{"id": entry["id"]} for entry in entries]))
+    build.manifest.cache_clear()
+    with pytest.raises(
+        InputError, match="--split test: has no labels, so it cannot be scored; give --predict"
+    ):
+        evaluate_checkpoint(path, str(root), split="test")
+    told = evaluate_checkpoint(path, str(root), split="test", predictions=tmp_path / "test.jsonl")
+    assert told["clips"] == 10 and "top1" not in told and "per_class" not in told
+    evaluate_checkpoint(path, predictions=tmp_path / "validation.jsonl")
+    test, labelled = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("test", "validation")
+    )
+    assert [row["clip"] for row in test] == [entry["id"] for entry in entries]
+    assert all("label" not in row for row in test) and all("label" in row for row in labelled)
+    # the moved data set is read from its files, the other from its cache, so figures differ a little
+    best = [a["top5"]["label"][0][0] == b["top5"]["label"][0][0] for a, b in zip(test, labelled, strict=True)]
+    assert sum(best) >= 8
+
+
 def test_more_views_are_more_votes(config, tmp_path):
     run(config, tmp_path)
     path = RunFolder(tmp_path, config.key).last
