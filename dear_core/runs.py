@@ -19,6 +19,7 @@ from typing import Any
 import filelock
 import yaml
 
+from dear_core import jsonl
 from dear_core.config import RunConfig
 from dear_core.errors import InputError
 
@@ -52,26 +53,23 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """One mapping an epoch, oldest first; a line cut off by a crash is left out."""
-        return _rows(self.metrics)
+        return jsonl.read(self.metrics)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        jsonl.append(self.metrics, [row])
 
     def add_bad(self, split: str, bad: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
         """Note clips that cannot be read, by number and reason; returns those that were not noted before."""
         if not (bad := list(bad)):
             return []
-        known = {(row["split"], row["clip"]) for row in _rows(self.bad)}
+        known = {(row["split"], row["clip"]) for row in jsonl.read(self.bad)}
         new = [(number, reason) for number, reason in bad if (split, number) not in known]
-        with self.bad.open("a") as file:
-            for number, reason in new:
-                file.write(json.dumps({"split": split, "clip": number, "reason": reason}) + "\n")
+        jsonl.append(self.bad, ({"split": split, "clip": n, "reason": reason} for n, reason in new))
         return new
 
     def bad_clips(self) -> list[dict[str, Any]]:
         """The noted clips as {split, clip, reason}, in the order they were met."""
-        return _rows(self.bad)
+        return jsonl.read(self.bad)
 
     def keep_epochs(self, count: int) -> None:
         """Forget metrics of epochs after ``count``: they were not checkpointed and will be run again."""
@@ -86,19 +84,6 @@ class RunFolder:
         make_folder(away.parent)
         self.path.rename(away)
         return away
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; a line cut off by a crash and what follows are left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def make_folder(path: Path) -> None:

@@ -16,7 +16,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -132,6 +133,7 @@ def main(options: Check) -> int:
                     split,
                     partial(_dataset, config, split),
                     check.Ledger(out / "clips.jsonl"),
+                    num_frames=data.num_frames,
                     depth=None if store is None else lambda clip: store.path(clip.source),
                     workers=options.workers,
                     progress=tell,
@@ -159,31 +161,22 @@ def _name(data: DataConfig) -> str:
     return f"{Path(data.root).name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-class _bar:  # noqa: N801 - used as a function
-    """A progress bar of one split; gives the function that moves it."""
-
-    def __init__(self, console: Console, split: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, transient=True)
-        self.task = self.bar.add_task(split, total=None)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self.bar.start()
-        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+@contextmanager
+def _bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; gives the function that moves it, called with (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _draw(
     config: RunConfig, found: Manifest, split: str, report: check.SplitReport, count: int, path: Path
 ) -> None:
     """The contact sheet, of clips that are there."""
-    bad = {line.split(":", 1)[0] for line in report.missing + report.missing_depth + report.unreadable}
-    clips = tuple(clip for clip in found.splits[split] if clip.id not in bad)
-    if not clips:
+    if not report.there:
         return
-    picked = check.spread(clips, count)
+    picked = check.spread(report.there, count)
     part = Manifest(found.root, found.heads, {split: picked}, found.frame_pattern)
     strips = check.strips(build.dataset(config, part, split), [_title(found, c) for c in picked])
     try:

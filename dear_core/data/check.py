@@ -7,7 +7,6 @@ whose files have changed, and one that was bad, is read again. Nothing of the da
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from dear_core import jsonl
 from dear_core.data.dataset import ClipDataset
 from dear_core.data.manifest import Clip, Manifest
 from dear_core.data.sampling import FrameSampler
@@ -44,6 +44,8 @@ class SplitReport:
     seconds: float = 0.0
     frames: int = 0
     """Frames decoded now, of every modality."""
+    there: list[Clip] = field(default_factory=list, repr=False)
+    """Clips whose files are there."""
 
     @property
     def problems(self) -> int:
@@ -51,7 +53,8 @@ class SplitReport:
 
     def as_json(self) -> dict[str, Any]:
         rate = round(self.read / self.seconds, 2) if self.seconds else None
-        return {**vars(self), "clips_per_second": rate}
+        shown = {name: value for name, value in vars(self).items() if name != "there"}
+        return {**shown, "clips_per_second": rate}
 
 
 class Ledger:
@@ -59,14 +62,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # cut off when the check was stopped
-                self._known[row["clip"]] = row
+        self._known = {row["clip"]: row for row in jsonl.read(path)}
 
     def good(self, name: str, state: str) -> dict[str, Any] | None:
         """What was found, if the files are as they were then and the clip was readable."""
@@ -75,8 +71,7 @@ class Ledger:
 
     def add(self, row: dict[str, Any]) -> None:
         self._known[row["clip"]] = row
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        jsonl.append(self.path, [row])
 
 
 class _Probe(Dataset[dict[str, Any]]):
@@ -114,6 +109,7 @@ def check_split(
     dataset: Callable[[Manifest], ClipDataset],
     ledger: Ledger,
     *,
+    num_frames: int,
     depth: Callable[[Clip], Path] | None,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -122,40 +118,39 @@ def check_split(
 
     Args:
         dataset: makes the split's data set from a manifest that lacks the clips whose files are missing.
+        num_frames: frames of a clip; a video with fewer is too short.
         depth: where a clip's depth is, None where none is read.
         progress: told how many of the split's clips are done.
     """
     clips = found.splits[split]
     report = SplitReport(split, len(clips), _counts(found, clips))
     gone = set(found.missing((split,)))
-    there = []
     for clip in clips:
         if clip.path in gone:
             report.missing.append(f"{clip.id}: {clip.path}")
         elif depth is not None and not depth(clip).is_file():
             report.missing_depth.append(f"{clip.id}: {depth(clip)}")
         else:
-            there.append(clip)
-    states = {clip.id: _state(clip, depth) for clip in there}
+            report.there.append(clip)
+    states = {clip.id: _state(clip, depth) for clip in report.there}
     todo = []
-    for clip in there:
+    for clip in report.there:
         known = ledger.good(f"{split}/{clip.id}", states[clip.id])
         if known is None:
             todo.append(clip)
         else:
-            _note(report, clip, known["length"], None, dataset_frames=known["frames"])
+            _note(report, clip, known["length"], None, num_frames)
     progress(len(clips) - len(todo), len(clips))
     if todo:
         started = time.monotonic()
         made = dataset(dataclasses.replace(found, splits={**found.splits, split: tuple(todo)}))
-        frames = made.sampler.num_frames
         for row in _read_all(made, workers):
             clip = todo[row["index"]]
             name = f"{split}/{clip.id}"
-            ledger.add({"clip": name, "state": states[clip.id], "frames": frames, **row})
-            _note(report, clip, row["length"], row["bad"], dataset_frames=frames)
+            ledger.add({"clip": name, "state": states[clip.id], **row})
+            _note(report, clip, row["length"], row["bad"], num_frames)
             report.read += 1
-            report.frames += frames * len(made.sources)
+            report.frames += num_frames * len(made.sources)
             progress(len(clips) - len(todo) + report.read, len(clips))
         report.seconds = time.monotonic() - started
     return report
@@ -182,11 +177,11 @@ def _read_all(dataset: ClipDataset, workers: int) -> Iterator[dict[str, Any]]:
     yield from DataLoader(probe, batch_size=None, sampler=order, num_workers=workers if len(order) > 1 else 0)
 
 
-def _note(report: SplitReport, clip: Clip, length: int, bad: str | None, *, dataset_frames: int) -> None:
+def _note(report: SplitReport, clip: Clip, length: int, bad: str | None, num_frames: int) -> None:
     if bad is not None:
         report.unreadable.append(f"{clip.id}: {bad}")
-    elif length < dataset_frames:
-        report.short.append(f"{clip.id}: {length} frames, a clip has {dataset_frames}")
+    elif length < num_frames:
+        report.short.append(f"{clip.id}: {length} frames, a clip has {num_frames}")
 
 
 def _counts(found: Manifest, clips: Sequence[Clip]) -> dict[str, int]:

@@ -45,6 +45,8 @@ def test_a_sound_data_set_is_counted_pictured_and_not_read_again(check, root, tm
     ledger.write_text("\n".join(ledger.read_text().splitlines()[:25]) + '\n{"clip": "cut o')  # stopped there
     _, (train, validation) = check()
     assert (train["read"], validation["read"]) == (0, 5)
+    _, (train, validation) = check()  # the line that was cut off costs itself alone
+    assert (train["read"], validation["read"]) == (0, 0)
     video = root / "videos" / f"{json.loads((root / 'train.json').read_text())[3]['id']}.webm"
     shutil.copy(video, video.with_suffix(".copy"))
     time.sleep(0.01)
